@@ -1,0 +1,1 @@
+"""Transformers models seen as forest -> hidden states, and the tiny offline models."""
