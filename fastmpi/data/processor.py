@@ -1,0 +1,162 @@
+"""A model folder's tokenizer and image processor behind one small interface.
+
+Unusual: there is no `AutoProcessor`. Without torchvision it silently returns a bare tokenizer
+for Qwen2.5-VL, and it ties text and pixels together, while fastmpi tokenises a prompt once and
+splices pictures in by id. Placeholder expansion at token level equals the processor's own.
+Pictures always go through the PIL backend, so that pixels do not depend on what is installed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmpi.data.images import Image, ImageSource, content_key, load_image
+from fastmpi.data.samples import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+MROPE_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+LINEAR_MODELS = ("llava",)
+_PLACEHOLDERS = (
+    "image_token_id",
+    "image_token_index",
+    "video_token_id",
+    "video_token_index",
+    "vision_start_token_id",
+    "vision_end_token_id",
+)
+_MAX_CACHED_IMAGES = 65_536
+
+
+class Processor:
+    """Text and pictures to token ids with placeholders expanded, and back.
+
+    image_token_id: the placeholder a picture's features replace.
+    eos_token_ids: tokens that end a response; the first one is appended to training responses.
+    forbidden_token_ids: placeholders of pictures and videos, which must never be sampled.
+    rope: "mrope" (3-D positions) or "linear"; merge_size: patches merged per side and token.
+    """
+
+    def __init__(self, config: PretrainedConfig, tokenizer: Any, image_processor: Any) -> None:
+        self.model_type: str = config.model_type
+        if self.model_type not in MROPE_MODELS + LINEAR_MODELS:
+            known = ", ".join(MROPE_MODELS + LINEAR_MODELS)
+            raise ValueError(f"no processor for model type {self.model_type!r}; known: {known}")
+        self.rope = "mrope" if self.model_type in MROPE_MODELS else "linear"
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+        self.image_processor = image_processor
+        self.config = config
+        self.merge_size: int = getattr(config.vision_config, "spatial_merge_size", 1)
+        self.image_token_id: int = config.image_token_id
+        self.forbidden_token_ids = _placeholder_ids(config)
+        self.eos_token_ids = _eos_ids(config, tokenizer)
+        self._images: OrderedDict[str, Image] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False) -> Processor:
+        """Loads from a model folder or hub name. `ValueError` for an unknown model family."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{str(path)!r} has no chat template, which prompts need")
+        return cls(config, tokenizer, _image_processor(config.model_type, path))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer and image processor files beside a model's weights."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def image(self, source: ImageSource, folder: Path | None = None) -> Image:
+        """Decodes and processes one picture; equal paths are read once.
+
+        `ValueError` where it is missing, unreadable or outside `folder`.
+        """
+        if not isinstance(source, (str, Path)):
+            return self._process(load_image(source, folder))
+        name = str(source) if folder is None else str(Path(folder) / source)
+        if name not in self._images:
+            self._images[name] = self._process(load_image(source, folder))
+            if len(self._images) > _MAX_CACHED_IMAGES:
+                self._images.popitem(last=False)
+        return self._images[name]
+
+    def prompt(self, messages: list[dict[str, Any]], images: Sequence[Image]) -> Prompt:
+        """Token ids of a chat up to the assistant's turn, placeholders expanded.
+
+        `ValueError` where the messages show another number of pictures than `images` has.
+        """
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return Prompt(self.expand(self.encode(str(text)), images), tuple(images))
+
+    def expand(self, ids: np.ndarray, images: Sequence[Image]) -> np.ndarray:
+        """Repeats the i-th placeholder `images[i].num_tokens` times."""
+        is_image = ids == self.image_token_id
+        if int(is_image.sum()) != len(images):
+            raise ValueError(
+                f"the prompt has {int(is_image.sum())} image placeholders and {len(images)} images"
+            )
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[is_image] = [image.num_tokens for image in images]
+        return np.repeat(ids, repeats)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids (L,) int64 of `text`, nothing added."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def encode_response(self, text: str) -> np.ndarray:
+        """Token ids of a whole assistant turn: `text` and the token that ends it."""
+        return np.append(self.encode(text), np.int64(self.eos_token_ids[0]))
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def _process(self, picture: Any) -> Image:
+        out = self.image_processor(images=picture, return_tensors="pt")
+        pixels = out["pixel_values"]
+        if self.rope == "mrope":
+            t, h, w = (int(n) for n in out["image_grid_thw"][0])
+            num_tokens = t * h * w // self.merge_size**2
+        else:
+            pixels = pixels[0]
+            t, h, w, num_tokens = self._clip_grid(pixels.shape[-2:])
+        return Image(content_key(pixels, (t, h, w)), pixels, (t, h, w), num_tokens)
+
+    def _clip_grid(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        patch = self.config.vision_config.patch_size
+        h, w = size[0] // patch, size[1] // patch
+        has_cls = self.config.vision_config.model_type == "clip_vision_model"
+        keeps_cls = self.config.vision_feature_select_strategy == "full" and has_cls
+        return 1, h, w, h * w + int(keeps_cls)
+
+
+def _placeholder_ids(config: PretrainedConfig) -> tuple[int, ...]:
+    found = (getattr(config, name, None) for name in _PLACEHOLDERS)
+    return tuple(sorted({int(token) for token in found if token is not None}))
+
+
+def _eos_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """End of turn first: the tokenizer's, then whatever the model's configuration adds."""
+    ids = [tokenizer.eos_token_id]
+    extra = getattr(config.get_text_config(), "eos_token_id", None)
+    ids += extra if isinstance(extra, list) else [extra]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def _image_processor(model_type: str, path: str | Path) -> Any:
+    if model_type in MROPE_MODELS:
+        from transformers import Qwen2VLImageProcessorPil as Pil
+    else:
+        from transformers import CLIPImageProcessorPil as Pil
+    return Pil.from_pretrained(path)

@@ -1,0 +1,83 @@
+import numpy as np
+import PIL.Image
+import pytest
+
+from fastmpi.data.processor import Processor
+from fastmpi.data.prompts import render, response_text
+from fastmpi.data.samples import Sample
+from fastmpi.policies.policy import Policy
+
+
+def picture(color: str, size: tuple[int, int] = (64, 64)) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", size, color)
+
+
+def row(**changes) -> dict:
+    base = {"id": "r1", "policy_id": "kavo", "images": [picture("red")], "prompt": "question kavo"}
+    return {**base, "reasoning": "C1 red yes", "answer": "Case 5", **changes}
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl", "llava"])
+def processor(request, tiny_folder) -> Processor:
+    return Processor.from_pretrained(tiny_folder(request.param))
+
+
+def policy() -> Policy:
+    parts = [{"type": "text", "text": "policy kavo : shows "}, {"type": "image"}]
+    return Policy("kavo", [{"role": "system", "content": parts}], [picture("blue", (32, 96))])
+
+
+def test_placeholders_expand_to_the_picture(processor):
+    prompt = render(row(), processor)
+    image = processor.image(picture("red"))
+    assert (prompt.ids == processor.image_token_id).sum() == image.num_tokens
+    assert [i.key for i in prompt.images] == [image.key]
+    if processor.rope == "mrope":
+        assert image.num_tokens == np.prod(image.grid) // processor.merge_size**2
+
+
+def test_policy_comes_first_with_its_pictures(processor):
+    free, aware = render(row(), processor), render(row(), processor, policy())
+    assert [i.key for i in aware.images][1:] == [i.key for i in free.images]
+    assert aware.images[0].key == processor.image(policy().images[0]).key
+    text = processor.decode(aware.ids)
+    assert text.index("policy kavo") < text.index("question kavo")
+    assert "policy" not in processor.decode(free.ids)
+
+
+def test_prompts_of_one_policy_begin_alike(processor):
+    one = render(row(), processor, policy()).ids
+    two = render(row(prompt="question again", images=[picture("green")]), processor, policy()).ids
+    differ = np.flatnonzero(one[: min(len(one), len(two))] != two[: min(len(one), len(two))])
+    assert "policy kavo" in processor.decode(one[: differ[0]])
+
+
+def test_image_count_must_agree(processor):
+    placeholder = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
+    with pytest.raises(ValueError, match=r"row 'r1': the prompt has 2 image placeholders"):
+        render(row(prompt=f"what is {placeholder}?"), processor)
+
+
+def test_responses_end_the_turn(processor):
+    text = response_text(row())
+    assert text == "<think>C1 red yes</think>\\boxed{Case 5}"
+    assert response_text(row(), reasoning=False) == "\\boxed{Case 5}"
+    ids = processor.encode_response(text)
+    assert ids[-1] == processor.eos_token_ids[0]
+    assert processor.decode(ids) == text
+
+
+def test_sample_weights(processor):
+    prompt, response = render(row(), processor), processor.encode_response("hi")
+    sample = Sample.from_prompt(prompt, response)
+    assert sample.weights.sum() == len(response)
+    assert not sample.weights[: len(prompt.ids)].any()
+    everything = Sample.all_text(prompt, response, processor.image_token_id)
+    is_image = everything.ids == processor.image_token_id
+    assert not everything.weights[is_image].any() and everything.weights[0] == 0
+    assert everything.weights[~is_image][1:].all()
+
+
+def test_placeholders_are_forbidden(processor):
+    assert processor.image_token_id in processor.forbidden_token_ids
+    assert not set(processor.eos_token_ids) & set(processor.forbidden_token_ids)
