@@ -1,0 +1,36 @@
+"""Checks that the torch ops share: a wrong argument is a ``ValueError``, no kernel crash."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """``tensor`` has this shape; None stands for any length."""
+    agrees = tensor.ndim == len(shape) and all(
+        length is None or length == actual
+        for length, actual in zip(shape, tensor.shape, strict=True)
+    )
+    if not agrees:
+        wanted = ", ".join("*" if length is None else str(length) for length in shape)
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+
+
+def check_index(name: str, index: Tensor, size: int) -> None:
+    """``index`` holds int32 or int64 values in [0, size)."""
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be int32 or int64, got {index.dtype}")
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} must lie in [0, {size}), got values from {low} to {high}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """``tensor`` holds neither NaN nor infinity."""
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        index = bad[0].tolist()
+        raise ValueError(f"{name}{index} is {tensor[tuple(index)].item()}, not a finite number")
