@@ -1,4 +1,13 @@
 // The only PYBIND11_MODULE: each topic registers its own functions.
 #include <pybind11/pybind11.h>
 
-PYBIND11_MODULE(_C, m) { m.doc() = "Native ops of fastmpi: numpy in, numpy out. Use fastmpi.ops."; }
+#include "bins.h"
+#include "forest.h"
+#include "mrope.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native ops of fastmpi: numpy in, numpy out. Use them through fastmpi.ops.";
+  fastmpi::register_forest(m);
+  fastmpi::register_mrope(m);
+  fastmpi::register_bins(m);
+}

@@ -1,7 +1,52 @@
-"""Positions of every token in its own unshared sample. Twin: `fastmpi.reference.positions`."""
+"""Positions of every token in its own sample, in C++. Twin: `fastmpi.reference.positions`."""
 
 from __future__ import annotations
 
-from fastmpi.reference.positions import linear_positions, mrope_positions
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmpi import _C
+from fastmpi.ops.arguments import integer_array
 
 __all__ = ["linear_positions", "mrope_positions"]
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+def mrope_positions(
+    image_slots: Int32,  # (N,) index of the image a placeholder shows, -1 for text
+    offsets: Int64,  # (S + 1,) sample s is the tokens offsets[s]:offsets[s + 1]
+    grids: Int32,  # (I, 3) t, h, w in patches; t is 1
+    merge_size: int,
+) -> tuple[Int32, Int32]:
+    """3-D positions of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: `get_rope_index` of each sample alone.
+
+    Returns positions (3, N): temporal, height, width; and the index of each placeholder inside its
+    image (N,), 0 for text. A run of one slot may hold the same image several times. A `ValueError`
+    names the sample and the image where a run is no whole number of images, a slot has no grid, a
+    grid is a video's (t > 1) or no multiple of `merge_size`.
+    """
+    return _C.mrope_positions(
+        integer_array("image_slots", image_slots, np.int32),
+        integer_array("offsets", offsets, np.int64),
+        integer_array("grids", grids, np.int32, ndim=2),
+        merge_size,
+    )
+
+
+def linear_positions(
+    image_slots: Int32,  # (N,)
+    offsets: Int64,  # (S + 1,)
+    tokens_per_image: Int32,  # (I,)
+) -> tuple[Int32, Int32]:
+    """1-D positions 0, 1, 2 ... of each sample in all three axes, as LLaVA counts them.
+
+    Returns positions (3, N) and the index of each placeholder inside its image (N,), 0 for text;
+    errors as for `mrope_positions`.
+    """
+    return _C.linear_positions(
+        integer_array("image_slots", image_slots, np.int32),
+        integer_array("offsets", offsets, np.int64),
+        integer_array("tokens_per_image", tokens_per_image, np.int32),
+    )

@@ -41,7 +41,9 @@ def plan_microbatches(
     `ValueError`, since multimodal samples are never truncated.
     """
     lengths = np.diff(offsets)
-    for sample in np.flatnonzero(lengths > max_tokens)[:1]:
+    too_long = np.flatnonzero(lengths > max_tokens)
+    if len(too_long):
+        sample = too_long[0]
         raise ValueError(
             f"sample {sample} has {lengths[sample]} tokens, more than max_tokens={max_tokens}"
         )
@@ -55,31 +57,41 @@ def plan_microbatches(
 
 def _root_pieces(forest: ForestLayout, offsets: Int64, max_tokens: int) -> list[Piece]:
     """Pieces of at most `max_tokens`: the trees that fit, and the splits of those that do not."""
-    depth = np.zeros(len(forest.tokens), np.int64)  # tokens above a row
-    for row, parent in enumerate(forest.parent):
-        depth[row] = depth[parent] + 1 if parent >= 0 else 0
-    total = depth + forest.subtree_end - np.arange(len(depth))  # of the path and the subtree
-    last_rows = [int(forest.flat_index[end - 1]) for end in offsets[1:]] if len(depth) else []
-    ending: dict[int, list[int]] = {}
-    for sample, row in enumerate(last_rows):
-        if offsets[sample] < offsets[sample + 1]:
-            ending.setdefault(row, []).append(sample)
-
-    waiting: dict[int, list[Piece]] = {}  # pieces below a row that alone exceeds the budget
-    for row in reversed(range(len(depth))):
-        parent = int(forest.parent[row])
-        fits = total[row] <= max_tokens
-        if fits and parent >= 0 and total[parent] <= max_tokens:
-            continue  # inside a subtree that is packed whole
-        if fits:
-            rows = range(row, int(forest.subtree_end[row]))
-            pieces = [Piece(int(total[row]), [s for r in rows for s in ending.get(r, [])])]
+    total = _tokens_with_path(forest)
+    ending = _samples_by_last_row(forest, offsets)
+    waiting: dict[int, list[Piece]] = {}  # pieces below a row that overflows; -1: all trees
+    for row in reversed(range(len(total))):
+        parent, end = int(forest.parent[row]), int(forest.subtree_end[row])
+        if total[row] <= max_tokens:
+            if parent >= 0 and total[parent] <= max_tokens:
+                continue  # inside a subtree that is packed whole
+            samples = [s for r in range(row, end) for s in ending.get(r, [])]
+            pieces = [Piece(int(total[row]), samples)]
         else:
-            path = int(depth[row]) + 1
-            pieces = waiting.pop(row) + [Piece(path, [s]) for s in ending.get(row, [])]
-            pieces = _best_fit(pieces, path, max_tokens)
+            pieces = waiting.pop(row)
+            if row in ending or forest.subtree_end[row + 1] < end:  # else nothing new to merge
+                path = int(total[row]) - (end - row) + 1
+                pieces += [Piece(path, [s]) for s in ending.get(row, [])]
+                pieces = _best_fit(pieces, path, max_tokens)
         waiting.setdefault(parent, []).extend(pieces)
     return waiting.get(-1, [])
+
+
+def _tokens_with_path(forest: ForestLayout) -> Int64:
+    """Tokens of each row's subtree and of the path above it."""
+    depth = np.zeros(len(forest.tokens), np.int64)
+    for row, parent in enumerate(forest.parent):
+        depth[row] = depth[parent] + 1 if parent >= 0 else 0
+    return depth + forest.subtree_end - np.arange(len(depth))
+
+
+def _samples_by_last_row(forest: ForestLayout, offsets: Int64) -> dict[int, list[int]]:
+    ending: dict[int, list[int]] = {}
+    for sample in range(len(offsets) - 1):
+        if offsets[sample] < offsets[sample + 1]:
+            last = int(forest.flat_index[offsets[sample + 1] - 1])
+            ending.setdefault(last, []).append(sample)
+    return ending
 
 
 def _best_fit(pieces: list[Piece], path: int, max_tokens: int) -> list[Piece]:

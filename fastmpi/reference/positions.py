@@ -1,10 +1,11 @@
 """Positions of every token in its own unshared sample, in plain numpy.
 
-The forest repeats no prefix but changes no position either: a branch restarts where its own
-sample stands. Still images only.
+Merging prefixes moves no token: a branch goes on where its own sample stands. Still images only.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,12 @@ Int64 = NDArray[np.int64]
 
 
 def mrope_positions(
-    image_slots: Int32,  # (N,)
-    offsets: Int64,  # (S + 1,)
+    image_slots: Int32,  # (N,) index of the image a placeholder shows, -1 for text
+    offsets: Int64,  # (S + 1,) sample s is the tokens offsets[s]:offsets[s + 1]
     grids: Int32,  # (I, 3) t, h, w in patches; t is 1
     merge_size: int,
 ) -> tuple[Int32, Int32]:
-    """3-D positions of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: equals `get_rope_index` of each sample.
+    """3-D positions of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: `get_rope_index` of each sample alone.
 
     Text counts up in all three axes. An image that starts at position p has temporal position p
     and its merged rows and columns count from p; text goes on at p + max(rows, columns).
@@ -32,22 +33,20 @@ def mrope_positions(
     positions = np.zeros((3, len(image_slots)), np.int32)
     within = np.zeros(len(image_slots), np.int32)
     for sample in range(len(offsets) - 1):
-        i, end, position = int(offsets[sample]), int(offsets[sample + 1]), 0
-        while i < end:
-            slot = int(image_slots[i])
+        position = 0
+        for i, slot in _walk(sample, image_slots, offsets, tokens_per_image):
             if slot < 0:
                 positions[:, i] = position
-                i, position = i + 1, position + 1
+                position += 1
                 continue
-            tokens = int(tokens_per_image[slot])
-            _check_run(image_slots[i : min(i + tokens, end)], tokens, sample, slot)
-            rows, columns = int(grids[slot, 1]) // merge_size, int(grids[slot, 2]) // merge_size
-            index = np.arange(tokens)
-            positions[0, i : i + tokens] = position
-            positions[1, i : i + tokens] = position + index // columns
-            positions[2, i : i + tokens] = position + index % columns
-            within[i : i + tokens] = index
-            i, position = i + tokens, position + max(rows, columns)
+            rows, columns = (int(n) // merge_size for n in grids[slot, 1:])
+            index = np.arange(rows * columns)
+            image = slice(i, i + rows * columns)
+            positions[:, image] = position
+            positions[1, image] += (index // columns).astype(np.int32)
+            positions[2, image] += (index % columns).astype(np.int32)
+            within[image] = index
+            position += max(rows, columns)
     return positions, within
 
 
@@ -56,31 +55,41 @@ def linear_positions(
     offsets: Int64,  # (S + 1,)
     tokens_per_image: Int32,  # (I,)
 ) -> tuple[Int32, Int32]:
-    """1-D positions 0, 1, 2 ... of each sample in all three rows, as LLaVA counts them.
+    """1-D positions 0, 1, 2 ... of each sample in all three axes, as LLaVA counts them.
 
     Returns positions (3, N) and the index of each placeholder inside its image (N,), 0 for text.
     """
-    line = np.zeros(len(image_slots), np.int32)
+    positions = np.zeros((3, len(image_slots)), np.int32)
     within = np.zeros(len(image_slots), np.int32)
     for sample in range(len(offsets) - 1):
-        start, end = int(offsets[sample]), int(offsets[sample + 1])
-        line[start:end] = np.arange(end - start)
-        i = start
-        while i < end:
-            slot = int(image_slots[i])
-            if slot < 0:
-                i += 1
-                continue
-            tokens = int(tokens_per_image[slot])
-            _check_run(image_slots[i : min(i + tokens, end)], tokens, sample, slot)
-            within[i : i + tokens] = np.arange(tokens)
-            i += tokens
-    return np.stack([line, line, line]), within
+        start, end = offsets[sample], offsets[sample + 1]
+        positions[:, start:end] = np.arange(end - start)
+        for i, slot in _walk(sample, image_slots, offsets, tokens_per_image):
+            if slot >= 0:
+                within[i : i + tokens_per_image[slot]] = np.arange(tokens_per_image[slot])
+    return positions, within
 
 
-def _check_run(run: Int32, tokens: int, sample: int, slot: int) -> None:
-    found = int((run == slot).cumprod().sum())
-    if found != tokens:
-        raise ValueError(
-            f"sample {sample}: image {slot} takes {tokens} placeholders, but a run has {found}"
-        )
+def _walk(
+    sample: int, image_slots: Int32, offsets: Int64, tokens_per_image: Int32
+) -> Iterator[tuple[int, int]]:
+    """(row, -1) of each text token and (first row, slot) of each image, in their order."""
+    i, end = int(offsets[sample]), int(offsets[sample + 1])
+    while i < end:
+        slot = int(image_slots[i])
+        if slot < 0:
+            yield i, -1
+            i += 1
+            continue
+        run = i
+        while run < end and image_slots[run] == slot:
+            run += 1
+        tokens = int(tokens_per_image[slot])
+        if (run - i) % tokens:
+            raise ValueError(
+                f"sample {sample}: image {slot} takes {tokens} placeholders, "
+                f"but its run has {run - i}"
+            )
+        for first in range(i, run, tokens):
+            yield first, slot
+        i = run

@@ -1,0 +1,134 @@
+"""ops/positions.py against reference/positions.py and against transformers' own positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmpi.ops.positions import linear_positions, mrope_positions
+from fastmpi.reference import positions as reference
+
+MERGE = 2
+# Square, tall, wide and of a single merged patch; t, h, w in patches.
+GRIDS = np.array([[1, 4, 4], [1, 8, 4], [1, 2, 10], [1, 2, 2]], np.int32)
+TOKENS = (GRIDS.prod(axis=1) // MERGE**2).astype(np.int32)
+
+# A sample is a list of slots: -1 for one text token, else a whole image.
+SAMPLES = st.lists(st.lists(st.integers(-1, len(GRIDS) - 1), max_size=6), max_size=5)
+
+
+def flatten(samples: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    rows = [np.repeat(s, [1 if i < 0 else TOKENS[i] for i in s]).astype(np.int32) for s in samples]
+    image_slots = np.concatenate([np.zeros(0, np.int32), *rows])
+    return image_slots, np.cumsum([0, *map(len, rows)])
+
+
+@given(SAMPLES)
+def test_mrope_equals_reference(samples: list[list[int]]) -> None:
+    ours = mrope_positions(*flatten(samples), GRIDS, MERGE)
+    twin = reference.mrope_positions(*flatten(samples), GRIDS, MERGE)
+    for a, b in zip(ours, twin, strict=True):
+        assert a.dtype == b.dtype == np.int32
+        np.testing.assert_array_equal(a, b)
+
+
+@given(SAMPLES)
+def test_linear_equals_reference(samples: list[list[int]]) -> None:
+    ours = linear_positions(*flatten(samples), TOKENS)
+    twin = reference.linear_positions(*flatten(samples), TOKENS)
+    for a, b in zip(ours, twin, strict=True):
+        assert a.dtype == b.dtype == np.int32
+        np.testing.assert_array_equal(a, b)
+
+
+def rope_index_model(family: str):
+    """A model of the family on the meta device: positions need its configuration only."""
+    import torch
+    import transformers
+
+    config_class, model_class = {
+        "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLModel),
+        "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLModel),
+        "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLModel),
+    }[family]
+    small = {"num_hidden_layers": 1, "depth": 1, "spatial_merge_size": MERGE}
+    with torch.device("meta"):
+        return model_class(config_class(text_config={"num_hidden_layers": 1}, vision_config=small))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_mrope_equals_get_rope_index_of_each_sample_alone(family: str) -> None:
+    import torch
+
+    # transformers tells images apart by the text between them: one token at least
+    samples = [[-1, 0, -1, -1], [1, -1, 2, -1, 1], [-1] * 5, [3], [-1, 2, -1, 3, -1, 0, -1]]
+    positions, _ = mrope_positions(*flatten(samples), GRIDS, MERGE)
+    model = rope_index_model(family)
+    for sample, found in zip(
+        samples, np.split(positions, flatten(samples)[1][1:-1], 1), strict=True
+    ):
+        image_slots, _ = flatten([sample])
+        expected, _ = model.get_rope_index(
+            input_ids=torch.zeros(1, len(image_slots), dtype=torch.long),
+            mm_token_type_ids=torch.from_numpy((image_slots >= 0).astype(np.int32))[None],
+            image_grid_thw=torch.from_numpy(GRIDS[[i for i in sample if i >= 0]]),
+        )
+        np.testing.assert_array_equal(found, expected[:, 0].numpy())
+
+
+def test_by_hand() -> None:
+    """Text, then a picture of 2 rows and 1 column twice without text between, then text."""
+    image_slots = np.array([-1, 0, 0, 0, 0, -1], np.int32)
+    positions, within = mrope_positions(image_slots, np.array([0, 6]), np.array([[1, 4, 2]]), 2)
+    assert positions.tolist() == [[0, 1, 1, 3, 3, 5], [0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 3, 5]]
+    assert within.tolist() == [0, 0, 1, 0, 1, 0]
+    positions, within = linear_positions(image_slots, np.array([0, 1, 6]), np.array([2]))
+    assert positions.tolist() == [[0, 0, 1, 2, 3, 4]] * 3
+    assert within.tolist() == [0, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("positions", [mrope_positions, reference.mrope_positions])
+def test_a_run_that_is_no_whole_image_names_sample_and_image(positions) -> None:
+    image_slots = np.array([-1, -1, 0, 0, 0, -1], np.int32)
+    message = "sample 1: image 0 takes 2 placeholders, but its run has 3"
+    with pytest.raises(ValueError, match=message):
+        positions(image_slots, np.array([0, 1, 6]), np.array([[1, 4, 2]], np.int32), 2)
+
+
+def test_an_image_cannot_go_on_in_the_next_sample() -> None:
+    with pytest.raises(ValueError, match="sample 0: image 0 takes 4 placeholders, .* has 3"):
+        linear_positions(np.zeros(4, np.int32), np.array([0, 3, 4]), np.array([4]))
+
+
+@pytest.mark.parametrize(
+    ("grids", "merge_size", "message"),
+    [
+        ([[2, 4, 2]], 2, r"image 0: grid \(2, 4, 2\) is a video's"),
+        ([[1, 3, 2]], 2, r"image 0: grid \(1, 3, 2\) is no multiple of merge_size 2"),
+        ([[1, 0, 2]], 2, r"image 0: grid \(1, 0, 2\)"),
+        ([[1, 4, 2]], 0, "merge_size must be at least 1"),
+        ([[1, 4]], 2, r"grids must have shape \(images, 3\)"),
+        ([1, 4, 2], 2, "grids must be 2-D"),
+        (np.zeros((0, 3), np.int64), 2, "sample 0: image slot 0, but there are 0 images"),
+    ],
+)
+def test_bad_grids(grids, merge_size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mrope_positions(np.zeros(2, np.int32), np.array([0, 2]), grids, merge_size)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_image", "message"),
+    [([], "image slot 0, but there are 0 images"), ([0], "image 0: takes 0 placeholders")],
+)
+def test_bad_tokens_per_image(tokens_per_image: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear_positions(np.zeros(2, np.int32), np.array([0, 2]), tokens_per_image)
+
+
+@pytest.mark.parametrize("offsets", [[0, 3], [1, 2], [0, 5, 2]])
+def test_bad_offsets(offsets: list[int]) -> None:
+    with pytest.raises(ValueError, match="offsets must start at 0"):
+        mrope_positions(np.full(2, -1), offsets, GRIDS, MERGE)
