@@ -1,0 +1,58 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches of all pictures in one row, 3-D positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastmpi.models.features import ImageFeatures
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from fastmpi.data.images import Image
+
+
+class QwenVL:
+    """See `Family`. Qwen3-VL's DeepStack features go into the first layers of the text tower."""
+
+    vision_prefix = "model.visual."
+    merger_prefixes: tuple[str, ...] = (
+        "model.visual.merger.",
+        "model.visual.deepstack_merger_list.",
+    )
+
+    def encode(self, model: PreTrainedModel, images: Sequence[Image]) -> ImageFeatures:
+        out = model.model.get_image_features(**self.image_inputs(model, images), return_dict=True)
+        return ImageFeatures(
+            tuple(image.key for image in images),
+            tuple(len(rows) for rows in out.pooler_output),
+            torch.cat(list(out.pooler_output)),
+            tuple(getattr(out, "deepstack_features", None) or ()),
+        )
+
+    def image_inputs(self, model: PreTrainedModel, images: Sequence[Image]) -> dict[str, Tensor]:
+        grids = torch.tensor([image.grid for image in images], device=model.device)
+        pixels = torch.cat([image.pixels for image in images])
+        return {"pixel_values": pixels.to(model.device), "image_grid_thw": grids}
+
+    def token_inputs(self, is_image: Tensor) -> dict[str, Tensor]:
+        # without these the stock forward falls back to 1-D positions
+        return {"mm_token_type_ids": is_image.int()}
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        # three rows exactly: a fourth would make transformers infer packing from it
+        return positions
+
+    def text_inputs(
+        self, features: ImageFeatures, image_rows: Tensor, feature_rows: Tensor, num_tokens: int
+    ) -> dict[str, Any]:
+        if not features.deepstack:
+            return {}
+        shown = torch.zeros(1, num_tokens, dtype=torch.bool, device=image_rows.device)
+        shown[0, image_rows] = True
+        levels = [level[feature_rows] for level in features.deepstack]
+        return {"visual_pos_masks": shown, "deepstack_visual_embeds": levels}
