@@ -1,1 +1,7 @@
-"""What is internalised: rules in text and pictures. Import the submodule that holds what you need."""
+"""What is internalised: rules in text and pictures."""
+
+from __future__ import annotations
+
+from fastmpi.policies.policy import Policy, PolicySet
+
+__all__ = ["Policy", "PolicySet"]
