@@ -8,6 +8,7 @@ tokens cover 32x32 pixels each sees one object per token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,7 @@ MIN_GAP = 0.25  # between the outlines of two objects on the ground
 MIN_MARGIN = 0.4  # between two objects along each of the four directions
 MIN_VISIBLE = 200 / (480 * 320)  # of the picture's area, per object
 MAX_TRIES = 200
+ORIGIN = (0.0, 0.0, 0.0)
 
 
 def sample_scene(
@@ -43,22 +45,44 @@ def sample_scene(
 ) -> Scene:
     """Draw a scene of `num_objects` objects whose attributes are uniform over `attributes`.
 
+    An attribute missing from `attributes` is uniform over CLEVR's values. Layout, size and
+    errors are those of `place_objects`; an unknown value is a `ValueError` as well.
+    """
+    return place_objects(rng, sample_objects(rng, num_objects, attributes), layout, size)
+
+
+def sample_objects(
+    rng: np.random.Generator, num_objects: int, attributes: Attributes = CLEVR_ATTRIBUTES
+) -> list[SceneObject]:
+    """Draw objects that stand nowhere yet: attributes alone."""
+    values = checked_attributes(attributes)
+    return [
+        unplaced({name: str(rng.choice(choices)) for name, choices in values.items()})
+        for _ in range(num_objects)
+    ]
+
+
+def unplaced(values: Mapping[str, str]) -> SceneObject:
+    """An object with these attributes, at the origin until it is placed."""
+    return SceneObject(**values, pixel_coords=ORIGIN, coords_3d=ORIGIN, rotation=0.0)
+
+
+def place_objects(
+    rng: np.random.Generator,
+    objects: Sequence[SceneObject],
+    layout: str = "free",
+    size: tuple[int, int] | None = None,
+) -> Scene:
+    """Turn and place objects at random, keeping their order and their attributes.
+
     `size` (width, height) is the picture that `pixel_coords` refer to, by default (480, 320), or
-    (64, 64) for `quadrants`. An attribute missing from `attributes` is uniform over CLEVR's
-    values. Raises `ValueError` for an unknown layout or value, for more objects than fit, and for
-    more than four in `quadrants`.
+    (64, 64) for `quadrants`. Raises `ValueError` for an unknown layout, for more objects than
+    fit, and for more than four in `quadrants`.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-    values = checked_attributes(attributes)
-    drawn = [
-        {name: str(rng.choice(choices)) for name, choices in values.items()}
-        for _ in range(num_objects)
-    ]
-    size = size or DEFAULT_SIZE[layout]
-    if layout == "quadrants":
-        return _quadrants(rng, drawn, size)
-    return _free(rng, drawn, size)
+    place = _quadrants if layout == "quadrants" else _free
+    return place(rng, objects, size or DEFAULT_SIZE[layout])
 
 
 def checked_attributes(attributes: Attributes) -> dict[str, tuple[str, ...]]:
@@ -71,61 +95,63 @@ def checked_attributes(attributes: Attributes) -> dict[str, tuple[str, ...]]:
 
 
 def _quadrants(
-    rng: np.random.Generator, drawn: list[dict[str, str]], size: tuple[int, int]
+    rng: np.random.Generator, objects: Sequence[SceneObject], size: tuple[int, int]
 ) -> Scene:
-    if len(drawn) > 4:
-        raise ValueError(f"layout 'quadrants' holds at most 4 objects, not {len(drawn)}")
-    cells = rng.permutation(4)[: len(drawn)]
-    objects = [
+    if len(objects) > 4:
+        raise ValueError(f"layout 'quadrants' holds at most 4 objects, not {len(objects)}")
+    cells = rng.permutation(4)[: len(objects)]
+    placed = [
         _in_cell(rng, item, (int(cell) % 2, int(cell) // 2), size)
-        for item, cell in zip(drawn, cells, strict=True)
+        for item, cell in zip(objects, cells, strict=True)
     ]
-    return _scene(objects, QUADRANT_CAMERA, size)
+    return _scene(placed, QUADRANT_CAMERA, size)
 
 
 def _in_cell(
-    rng: np.random.Generator, drawn: dict[str, str], cell: tuple[int, int], size: tuple[int, int]
+    rng: np.random.Generator, item: SceneObject, cell: tuple[int, int], size: tuple[int, int]
 ) -> SceneObject:
     """Turn the object, then move it uniformly over the places that keep it inside its cell."""
     width, height = size[0] / 2, size[1] / 2
     corner = np.array([cell[0] * width, cell[1] * height])
     rotation = float(rng.uniform(0, 360))
     middle = (corner[0] + width / 2, corner[1] + height / 2)
-    place = QUADRANT_CAMERA.back_project(middle, size, RADIUS[drawn["size"]])
-    item = _standing(drawn, place, rotation)
+    place = QUADRANT_CAMERA.back_project(middle, size, RADIUS[item.size])
+    item = replace(item, coords_3d=place, rotation=rotation)
     left, top, right, bottom = outline(item, QUADRANT_CAMERA, size)
     # One pixel of margin: the outline changes a little with the place.
     low = corner + 1 + np.subtract(middle, (left, top))
     high = corner + (width, height) - 1 - np.subtract((right, bottom), middle)
     pixel = rng.uniform(np.minimum(low, high), np.maximum(low, high))
     place = QUADRANT_CAMERA.back_project((pixel[0], pixel[1]), size, place[2])
-    return _standing(drawn, place, rotation)
+    return replace(item, coords_3d=place)
 
 
-def _free(rng: np.random.Generator, drawn: list[dict[str, str]], size: tuple[int, int]) -> Scene:
+def _free(rng: np.random.Generator, objects: Sequence[SceneObject], size: tuple[int, int]) -> Scene:
     for _ in range(MAX_TRIES):
         shift = rng.uniform(-CAMERA_JITTER, CAMERA_JITTER, 3)
         x, y, z = (float(v) for v in np.add(CLEVR_CAMERA.position, shift))
         camera = replace(CLEVR_CAMERA, position=(x, y, z))
-        objects = _place_all(rng, drawn)
-        if objects is not None and _all_visible(objects, camera, size):
-            return _scene(objects, camera, size)
-    raise ValueError(f"{len(drawn)} objects found no place in {MAX_TRIES} tries; use fewer")
+        placed = _place_all(rng, objects)
+        if placed is not None and _all_visible(placed, camera, size):
+            return _scene(placed, camera, size)
+    raise ValueError(f"{len(objects)} objects found no place in {MAX_TRIES} tries; use fewer")
 
 
-def _place_all(rng: np.random.Generator, drawn: list[dict[str, str]]) -> list[SceneObject] | None:
-    objects: list[SceneObject] = []
-    for item in drawn:
+def _place_all(
+    rng: np.random.Generator, objects: Sequence[SceneObject]
+) -> list[SceneObject] | None:
+    placed: list[SceneObject] = []
+    for item in objects:
         for _ in range(MAX_TRIES):
             x, y = rng.uniform(-REACH, REACH, 2)
-            place = (float(x), float(y), RADIUS[item["size"]])
-            candidate = _standing(item, place, float(rng.uniform(0, 360)))
-            if all(_apart(candidate, other) for other in objects):
-                objects.append(candidate)
+            place = (float(x), float(y), RADIUS[item.size])
+            candidate = replace(item, coords_3d=place, rotation=float(rng.uniform(0, 360)))
+            if all(_apart(candidate, other) for other in placed):
+                placed.append(candidate)
                 break
         else:
             return None
-    return objects
+    return placed
 
 
 def _apart(a: SceneObject, b: SceneObject) -> bool:
@@ -146,12 +172,6 @@ def _all_visible(objects: list[SceneObject], camera: Camera, size: tuple[int, in
     index = cast(tuple(objects), camera, small, 1).index
     counts = np.bincount(index[index >= 0].ravel(), minlength=len(objects))
     return bool((counts >= MIN_VISIBLE * small[0] * small[1]).all())
-
-
-def _standing(
-    drawn: dict[str, str], place: tuple[float, float, float], rotation: float
-) -> SceneObject:
-    return SceneObject(**drawn, pixel_coords=(0.0, 0.0, 0.0), coords_3d=place, rotation=rotation)
 
 
 def _scene(objects: list[SceneObject], camera: Camera, size: tuple[int, int]) -> Scene:
