@@ -75,8 +75,8 @@ std::vector<Grid> merged_grids(const Array<std::int32_t>& grids, std::int64_t me
     if (h < 1 || w < 1 || h % merge_size != 0 || w % merge_size != 0) {
       bad_image(i, "grid " + grid + " is no multiple of merge_size " + std::to_string(merge_size));
     }
-    merged.push_back({static_cast<std::int32_t>(h / merge_size),
-                      static_cast<std::int32_t>(w / merge_size)});
+    merged.push_back(
+        {static_cast<std::int32_t>(h / merge_size), static_cast<std::int32_t>(w / merge_size)});
   }
   return merged;
 }
@@ -99,9 +99,7 @@ Positions mrope_positions(const Samples& samples, const std::vector<Grid>& grids
   };
   for (std::int64_t sample = 0; sample < samples.num_samples; ++sample) {
     std::int32_t position = 0;  // at most the number of tokens: an image is no longer than its area
-    const auto text = [&](std::int64_t i) {
-      temporal[i] = height[i] = width[i] = position++;
-    };
+    const auto text = [&](std::int64_t i) { temporal[i] = height[i] = width[i] = position++; };
     const auto image = [&](std::int64_t start, std::int32_t slot) {
       const Grid grid = grids[index(slot)];
       std::int64_t i = start;

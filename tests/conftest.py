@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import cache
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny_folder(family)`: the folder of a tiny random model, made once a session."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """CI tests the wheel: FASTMPI_EXPECT_INSTALLED refuses to test the source tree instead."""
+    import fastmpi
 
-    @cache
-    def make(family: str) -> Path:
-        from fastmpi.models.tiny import tiny_model
+    package = Path(fastmpi.__file__).resolve()
+    site_packages = Path(sysconfig.get_path("platlib")).resolve()
+    if os.environ.get("FASTMPI_EXPECT_INSTALLED") and site_packages not in package.parents:
+        pytest.exit(f"expected fastmpi in {site_packages}, imported {package}", returncode=1)
 
-        folder = tmp_path_factory.mktemp(family)
-        tiny_model(family, folder=folder)
-        return folder
 
-    return make
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,54 @@
+# make demo | make test | make lint | make wheel, on a machine with Python, make and a C++ compiler.
+#
+# WHEEL=1 uses a second environment that holds the built wheel instead of this checkout:
+# `make test WHEEL=1` tests what a user installs.
+
+PYTHON ?= python3
+JOBS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+NATIVE := CMakeLists.txt $(wildcard csrc/*)
+SETTINGS := pyproject.toml constraints.txt
+RECIPE := recipes/demo$(if $(QUICK),_quick).yaml
+
+ifdef WHEEL
+VENV := .venv-wheel
+# The wheel is rebuilt when anything that goes into it changes.
+SOURCES := $(SETTINGS) $(NATIVE) $(shell find fastmpi kernels recipes -type f -not -name '*.pyc')
+INSTALL = $(BIN)/pip install -c constraints.txt --force-reinstall --no-deps dist/fastmpi-*.whl && \
+	wheel=$$(echo dist/fastmpi-*.whl) && $(BIN)/pip install -c constraints.txt "$$wheel[$*]"
+else
+VENV := .venv
+# Python files are read from the checkout: only the extension and the settings need installing.
+SOURCES := $(SETTINGS) $(NATIVE)
+INSTALL = $(BIN)/pip install -c constraints.txt -e '.[$*]'
+endif
+BIN := $(CURDIR)/$(VENV)/bin
+
+.PHONY: demo test lint wheel
+
+demo: $(VENV)/.installed-lora
+	$(BIN)/fastmpi compare $(RECIPE)
+
+# From an empty folder, so that nothing but the installed package can be imported.
+test: $(VENV)/.installed-dev
+	cd $$(mktemp -d) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+		-n $(JOBS) --benchmark-disable $(CURDIR)/tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/mypy
+
+wheel: $(VENV)/bin/pip
+	rm -rf dist
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(SOURCES) | $(VENV)/bin/pip
+	$(if $(WHEEL),$(MAKE) wheel WHEEL=1)
+	$(INSTALL)
+	touch $@
