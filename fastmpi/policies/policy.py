@@ -6,7 +6,6 @@ else beside it, its pictures in files beside it.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from fastmpi.data.images import load_image, resolve_path
+from fastmpi.settings import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +106,8 @@ class PolicySet(Mapping[str, Policy]):
     def find(self, policy_id: str) -> Policy:
         """The policy of that id, or a `ValueError` that names the nearest one there is."""
         if policy_id not in self._policies:
-            raise ValueError(f"unknown policy_id {policy_id!r}{self.nearest(policy_id)}")
+            raise ValueError(f"unknown policy_id {policy_id!r}{did_you_mean(policy_id, self)}")
         return self._policies[policy_id]
-
-    def nearest(self, policy_id: str) -> str:
-        """ "; did you mean ...?", or nothing where no id resembles this one."""
-        close = difflib.get_close_matches(str(policy_id), list(self._policies), n=1)
-        return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def inside(folder: Path, name: str) -> Path:
-    """`folder / name`; a `ValueError` where that file is missing or outside `folder`."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"image {name!r} lies outside {folder}")
-    if not path.is_file():
-        raise ValueError(f"image {name!r} does not exist in {folder}")
-    return path
 
 
 def _read_policy(data: Any, folder: Path) -> Policy:
@@ -135,8 +122,15 @@ def _read_policy(data: Any, folder: Path) -> Policy:
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise ValueError(f"key 'images': expected a list of file names, got {images!r}")
     rest = {k: v for k, v in data.items() if k not in ("policy_id", "messages", "images")}
-    paths = [inside(folder, name) for name in images]
+    paths = [_existing(folder, name) for name in images]
     return Policy(data["policy_id"], data["messages"], paths, rest)
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = resolve_path(name, folder)
+    if not path.is_file():
+        raise ValueError(f"image {name!r} does not exist in {folder}")
+    return path
 
 
 def _check_message(message: Any) -> None:
@@ -163,10 +157,9 @@ def _is_part(part: Any) -> bool:
 def _write_policy(policy: Policy, folder: Path, image_folder: str) -> dict[str, Any]:
     names = [f"{image_folder}/{policy.policy_id}_{i}.png" for i in range(len(policy.images))]
     for name, image in zip(names, policy.images, strict=True):
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"policy {policy.policy_id!r}: {name!r} lies outside {folder}")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _opened(image).save(folder / name)
+        path = resolve_path(name, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        load_image(image).save(path)
     messages = list(policy.messages)
     return {
         **policy.metadata,
@@ -174,11 +167,3 @@ def _write_policy(policy: Policy, folder: Path, image_folder: str) -> dict[str, 
         "messages": messages,
         "images": names,
     }
-
-
-def _opened(image: str | Path | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    with Image.open(image) as opened:
-        opened.load()
-        return opened
