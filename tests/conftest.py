@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder(family)`: the folder of a tiny random model, made once a session."""
+
+    @cache
+    def make(family: str) -> Path:
+        from fastmpi.models.tiny import tiny_model
+
+        folder = tmp_path_factory.mktemp(family)
+        tiny_model(family, folder=folder)
+        return folder
+
+    return make
