@@ -1,8 +1,8 @@
 """Rows of a data set, checked before anything is trained on them.
 
 A row is a dict `{"id", "policy_id", "images", "prompt", "reasoning", "answer"}` and any more
-columns. It comes from a JSONL file (pictures relative to the file's folder and inside it), from a list, or
-from a `datasets.Dataset`. All rows are read at once: pictures stay on disk, so they are small.
+columns. It comes from a JSONL file (pictures relative to the file's folder and inside it), from a
+list, or from a `datasets.Dataset`. All rows are read at once, but their pictures stay on disk.
 """
 
 from __future__ import annotations
