@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fastmpi.ops.forest_attention import (
@@ -96,7 +97,17 @@ def _attend(
         )
     assert dropout == 0.0, "models with attention dropout are refused at load"
     assert attention_mask is None, "the pattern is the mask"
+    query, key, value = _autocast(query, key, value)
     return fastmpi_pattern.attend(module.layer_idx, query, key, value, scaling), None
+
+
+def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    """Under autocast one dtype for all, as torch's own attention does: values come narrow from
+    their projection, while rotary positions widen queries and keys."""
+    device = tensors[0].device.type
+    enabled = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if enabled else tensors[0].dtype
+    return (tensor.to(dtype) for tensor in tensors)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -182,16 +182,25 @@ class ForestModel(nn.Module):
         """Features of the distinct pictures among `images`, in the order of their first showing.
 
         With gradient only if the vision tower or its merger trains; else in several passes where
-        there are many.
+        there are many. `ValueError` where the tower gives other than `num_tokens` rows.
         """
         distinct = list({image.key: image for image in images}.values())
         if not distinct:
             return ImageFeatures((), (), self.head.new_zeros(0, self.head.shape[1]))
         if torch.is_grad_enabled() and self.trains_vision:
-            return self.family.encode(self.base, distinct)
+            return self._encode(distinct)
         with torch.no_grad():
-            groups = _passes(distinct)
-            return ImageFeatures.concatenate([self.family.encode(self.base, g) for g in groups])
+            return ImageFeatures.concatenate([self._encode(group) for group in _passes(distinct)])
+
+    def _encode(self, images: list[Image]) -> ImageFeatures:
+        features = self.family.encode(self.base, images)
+        expected = [image.num_tokens for image in images]
+        if list(features.counts) != expected:
+            raise ValueError(
+                f"the vision tower gives {list(features.counts)} rows for images that the "
+                f"processor expands to {expected} placeholders"
+            )
+        return features
 
     @property
     def trains_vision(self) -> bool:

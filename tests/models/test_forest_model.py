@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -256,6 +257,26 @@ def test_backend_reaches_the_op(load):
     forest = load("llava", attention_backend="flex")
     with pytest.raises(ValueError, match="'flex' needs a CUDA device"):
         forest.hidden(batch_of(forest))
+
+
+def test_autocast(family, load):
+    forest = load(family)
+    batch = batch_of(forest)
+    with torch.no_grad():
+        expected = forest.hidden(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = forest.hidden(batch)
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.05
+
+
+def test_a_tower_that_disagrees_with_the_processor_is_named(family, load):
+    forest = load(family)
+    image = picture(forest, 0)
+    wrong = replace(image, num_tokens=image.num_tokens + 1)
+    message = rf"gives \[{image.num_tokens}\] rows .* expands to \[{image.num_tokens + 1}\]"
+    with pytest.raises(ValueError, match=message):
+        forest.encode_images([wrong])
 
 
 def test_loads_in_evaluation_mode(family, load: Callable):
