@@ -103,6 +103,7 @@ def policy_head(
     return reference.policy_head(
         hidden, head, rows, targets, sequences, weights=weights, advantages=advantages,
         old_logprob=old_logprob, ref_logprob=ref_logprob, epsilon=epsilon,
-        epsilon_high=epsilon_high, delta=delta, beta=beta, importance_sampling_level=importance_sampling_level,
+        epsilon_high=epsilon_high, delta=delta, beta=beta,
+        importance_sampling_level=importance_sampling_level,
         temperature=temperature, softcap=softcap,
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Responses: engines behind one protocol, sampling, and PolicyRollout's mixed groups."""

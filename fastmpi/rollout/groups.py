@@ -1,0 +1,133 @@
+"""PolicyRollout's mixed groups (arXiv 2510.09474, Eq. 3): for each row, responses of two arms.
+
+Unusual: the policy-aware prompt is used to sample, and for nothing else. Every `Rollout` carries
+the policy-free prompt, under which old, new and reference log-probs of both arms are scored. A
+group has an explicit number and is never found again by prompt tokens, which are equal where
+two rows ask the same of the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmpi.data.processor import Processor
+from fastmpi.data.prompts import render
+from fastmpi.data.samples import Prompt
+from fastmpi.policies.policy import Policy
+from fastmpi.rollout.engine import Engine, Response
+from fastmpi.rollout.sampling import SamplingParams
+
+ARMS = ("policy_free", "policy_aware")
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One response of a group.
+
+    row: index into the rows given. group: its number. arm: one of `ARMS`, how it was sampled.
+    prompt: the policy-free prompt, under which it is scored. response.logprobs: under the prompt
+    it was sampled with; for the policy-aware arm a metric (`mpi/policy_gap_logp`), never a ratio.
+    """
+
+    row: int
+    group: int
+    arm: str
+    prompt: Prompt
+    response: Response
+
+
+class PolicyRollout:
+    """Samples groups of `num_generations` policy-free and `num_policy_generations` policy-aware
+    responses; 0 of the latter is plain GRPO, which needs no policies.
+
+    folder: where the rows' picture paths begin.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        processor: Processor,
+        policies: Mapping[str, Policy],
+        *,
+        num_generations: int,
+        num_policy_generations: int,
+        folder: Path | None = None,
+    ) -> None:
+        if num_generations < 0 or num_policy_generations < 0:
+            raise ValueError("num_generations and num_policy_generations must not be negative")
+        if num_generations + num_policy_generations < 1:
+            raise ValueError("a group needs at least one response")
+        self.engine = engine
+        self.processor = processor
+        self.policies = policies
+        self.num_generations = num_generations
+        self.num_policy_generations = num_policy_generations
+        self.folder = folder
+
+    def generate(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
+        first_group: int = 0,
+    ) -> list[Rollout]:
+        """One group a row, numbered from `first_group`; a group's policy-free arm comes first.
+
+        The group's number names its random streams, so a count that runs through training makes
+        every response repeatable.
+        `ValueError` for a row without a policy among `policies`, naming both.
+        """
+        free = [render(row, self.processor, folder=self.folder) for row in rows]
+        arms = [(ARMS[0], free, self.num_generations)]
+        if self.num_policy_generations:
+            arms.append((ARMS[1], self._policy_aware(rows), self.num_policy_generations))
+        responses = self.engine.generate(
+            [prompt for _, prompts, _ in arms for prompt in prompts],
+            [count for _, prompts, count in arms for _ in prompts],
+            params,
+            streams=[
+                len(ARMS) * (first_group + row) + arm
+                for arm, (_, prompts, _) in enumerate(arms)
+                for row in range(len(prompts))
+            ],
+        )
+        return [
+            Rollout(row, first_group + row, name, prompt, response)
+            for row, prompt in enumerate(free)
+            for arm, (name, _, _) in enumerate(arms)
+            for response in responses[arm * len(rows) + row]
+        ]
+
+    def _policy_aware(self, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+        return [render(row, self.processor, self._policy(row), folder=self.folder) for row in rows]
+
+    def _policy(self, row: Mapping[str, Any]) -> Policy:
+        if row["policy_id"] not in self.policies:
+            raise ValueError(f"row {row.get('id')!r}: no policy {row['policy_id']!r} is known")
+        return self.policies[row["policy_id"]]
+
+
+def informative_groups(
+    accuracy: np.ndarray,  # (S,) accuracy reward of each response
+    groups: np.ndarray,  # (S,)
+    low: float = 0.01,
+    high: float = 0.99,
+) -> np.ndarray:
+    """Groups, ascending, whose mean accuracy over both arms lies in (low, high): DAPO's filter.
+
+    On accuracy alone: a total that includes the format reward would let a group of well-formed
+    wrong answers pass. A response to which the accuracy reward does not apply (NaN) is left out
+    of its group's mean, and a group of only such responses is not informative.
+    """
+    accuracy = np.asarray(accuracy, np.float64)
+    if accuracy.shape != np.shape(groups):
+        raise ValueError(f"{accuracy.shape} accuracies for {np.shape(groups)} groups")
+    applies = ~np.isnan(accuracy)
+    distinct, index = np.unique(np.asarray(groups)[applies], return_inverse=True)
+    mean = np.bincount(index, accuracy[applies]) / np.bincount(index)
+    return distinct[(low < mean) & (mean < high)]

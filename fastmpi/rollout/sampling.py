@@ -1,0 +1,119 @@
+"""From logits to tokens.
+
+Unusual: a token is drawn by inverting the cumulative distribution at one uniform number, and the
+uniforms of a response come from a counter-based generator keyed by (seed, stream, response). So a
+response does not change with the batch that it is sampled in, and no generator state needs saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmpi.reference.token_logprob import head_logits, score_dtype
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample.
+
+    max_tokens: longest response, stop token included. temperature: 0 is greedy. top_p, top_k: 1 and
+    0 are off; top-k first, then top-p, as in transformers and vLLM. stop_token_ids: None means the
+    model's own end-of-turn tokens. forbidden_token_ids: never sampled, beside the model's
+    placeholders, which never are.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] | None = None
+    forbidden_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or above, got {self.top_k}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2**64), got {self.seed}")
+
+
+def uniforms(seed: int, stream: int, response: int, count: int) -> np.ndarray:
+    """(count,) float64 in [0, 1): the numbers of one response, one a token."""
+    generator = np.random.Philox(key=[seed, stream], counter=[0, response, 0, 0])
+    return np.random.Generator(generator).random(count)
+
+
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """``logits`` (B, V) with -inf below the `top_k` largest of each row."""
+    smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """``logits`` (B, V) with -inf outside the fewest likeliest tokens of mass `top_p` or more."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(-1)
+    mass_before = probabilities.cumsum(-1) - probabilities
+    ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, ordered)
+
+
+def invert_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) the first token whose cumulative probability exceeds `uniform` (B,) float64 in [0, 1).
+
+    A token of probability 0 adds nothing to the sum before it, so it is never the first.
+    """
+    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    points = uniform[:, None] * cumulative[:, -1:]  # rounds to less than the total, as uniform < 1
+    return torch.searchsorted(cumulative, points, right=True)[:, 0]
+
+
+class Sampler:
+    """Draws the next token of every row from the hidden state of the last one."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        head: Tensor,  # (V, H)
+        softcap: float | None,
+        forbidden_token_ids: Sequence[int],
+    ) -> None:
+        vocabulary = head.shape[0]
+        forbidden = sorted({*forbidden_token_ids, *params.forbidden_token_ids})
+        if any(not 0 <= token < vocabulary for token in params.forbidden_token_ids):
+            raise ValueError(f"forbidden_token_ids must lie in [0, {vocabulary})")
+        forbidden = [token for token in forbidden if token < vocabulary]
+        if len(forbidden) == vocabulary:
+            raise ValueError("every token is forbidden")
+        self._params = params
+        self._head = head.detach().to(score_dtype(head.dtype))
+        self._softcap = softcap
+        self._forbidden = torch.tensor(forbidden, dtype=torch.int64, device=head.device)
+
+    def __call__(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B,) and their log-probs (B,) from hidden states (B, H) and uniforms (B,)."""
+        params = self._params
+        hidden = hidden.to(self._head.dtype)
+        logits = head_logits(hidden, self._head, params.temperature or 1.0, self._softcap)
+        allowed = logits.index_fill(-1, self._forbidden, -torch.inf)
+        tokens = allowed.argmax(-1) if params.temperature == 0 else self._draw(allowed, uniform)
+        chosen = logits.gather(-1, tokens[:, None])[:, 0]
+        return tokens, chosen - logits.logsumexp(-1)
+
+    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        if self._params.top_k:
+            logits = keep_top_k(logits, self._params.top_k)
+        if self._params.top_p < 1:
+            logits = keep_top_p(logits, self._params.top_p)
+        return invert_cdf(logits, uniform).clamp(max=logits.shape[-1] - 1)  # NaN: see NativeEngine

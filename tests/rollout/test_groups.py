@@ -1,0 +1,118 @@
+"""PolicyRollout's groups: arms, explicit numbers, no policy in what is scored; DAPO's filter."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from fastmpi.policies.policy import Policy
+from fastmpi.rollout.groups import PolicyRollout, informative_groups
+from fastmpi.rollout.native import NativeEngine
+from fastmpi.rollout.sampling import SamplingParams
+
+PARAMS = SamplingParams(max_tokens=6, seed=1, stop_token_ids=())
+
+
+def _policy(name: str) -> Policy:
+    text = f"policy {name} : C1 if red then Case 3 else Case 5 end"
+    return Policy(name, [{"role": "system", "content": [{"type": "text", "text": text}]}])
+
+
+POLICIES = {name: _policy(name) for name in ("kavo", "mira")}
+
+
+def _row(number: int, policy: str = "kavo", shade: int = 0) -> dict:
+    picture = PIL.Image.new("RGB", (64, 64), (shade, 0, 0))
+    return {
+        "id": f"row-{number}",
+        "policy_id": policy,
+        "images": [picture],
+        "prompt": f"question {policy}",
+        "reasoning": "",
+        "answer": "Case 3",
+    }
+
+
+ROWS = [_row(0), _row(1, "mira"), _row(2, shade=200), _row(3)]  # rows 0 and 3 have equal prompts
+
+
+def _rollout(model, free: int, aware: int, policies=POLICIES, engine=None) -> PolicyRollout:
+    engine = engine or NativeEngine(model)
+    counts = {"num_generations": free, "num_policy_generations": aware}
+    return PolicyRollout(engine, model.processor, policies, **counts)
+
+
+def test_groups_hold_both_arms(qwen):
+    rollouts = _rollout(qwen, 3, 2).generate(ROWS, PARAMS, first_group=10)
+    counts = Counter((r.row, r.group, r.arm) for r in rollouts)
+    assert counts == {
+        (row, 10 + row, arm): count
+        for row in range(4)
+        for arm, count in (("policy_free", 3), ("policy_aware", 2))
+    }
+    assert [r.group for r in rollouts] == sorted(r.group for r in rollouts)
+
+
+def test_what_is_scored_never_holds_the_policy(qwen):
+    rollouts = _rollout(qwen, 1, 1).generate(ROWS, PARAMS)
+    for rollout in rollouts:
+        text = qwen.processor.decode(rollout.prompt.ids)
+        assert "question" in text and "policy" not in text and "if red" not in text
+        assert len(rollout.prompt.images) == 1
+
+
+def test_the_policy_aware_arm_is_sampled_with_the_policy(qwen):
+    class Spy(NativeEngine):
+        def generate(self, prompts, num_responses, params, **options):
+            self.prompts = [self.model.processor.decode(prompt.ids) for prompt in prompts]
+            self.counts, self.streams = num_responses, options["streams"]
+            return super().generate(prompts, num_responses, params, **options)
+
+    spy = Spy(qwen)
+    _rollout(qwen, 3, 2, engine=spy).generate(ROWS, PARAMS, first_group=5)
+    assert spy.counts == [3] * 4 + [2] * 4
+    assert all("policy" not in prompt for prompt in spy.prompts[:4])
+    wanted = [f"policy {row['policy_id']} : C1 if red" for row in ROWS]
+    assert all(part in prompt for part, prompt in zip(wanted, spy.prompts[4:], strict=True))
+    assert len(set(spy.streams)) == 8
+
+
+def test_groups_with_equal_prompts_stay_apart(qwen):
+    rollouts = _rollout(qwen, 2, 0).generate(ROWS, PARAMS)
+    first, last = ([r.response.ids for r in rollouts if r.group == g] for g in (0, 3))
+    assert len(first) == len(last) == 2 and not np.array_equal(first, last)
+
+
+def test_a_group_repeats_in_another_batch(qwen):
+    together = _rollout(qwen, 2, 2).generate(ROWS, PARAMS, first_group=4)
+    alone = _rollout(qwen, 2, 2).generate(ROWS[2:3], PARAMS, first_group=6)
+    ids = [r.response.ids.tolist() for r in together if r.group == 6]
+    assert ids == [r.response.ids.tolist() for r in alone]
+
+
+def test_zero_policy_generations_is_plain_grpo(qwen):
+    rollouts = _rollout(qwen, 4, 0, policies={}).generate(ROWS[:1], PARAMS)
+    assert [r.arm for r in rollouts] == ["policy_free"] * 4
+
+
+def test_wrong_groups(qwen):
+    with pytest.raises(ValueError, match="row 'row-1': no policy 'mira' is known"):
+        _rollout(qwen, 1, 1, {"kavo": POLICIES["kavo"]}).generate(ROWS, PARAMS)
+    with pytest.raises(ValueError, match="a group needs at least one response"):
+        _rollout(qwen, 0, 0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        _rollout(qwen, 4, -1)
+
+
+def test_informative_groups():
+    nan = float("nan")
+    accuracy = [1, 1, 0, 0, 1, 0, 0.995, 0.995, nan, nan, nan, 1, 0.5]
+    groups = [7, 7, 2, 2, 5, 5, 9, 9, 4, 4, 1, 1, 1]
+    assert informative_groups(np.array(accuracy), np.array(groups)).tolist() == [1, 5]
+    assert informative_groups(np.array(accuracy), np.array(groups), 0.8, 0.999).tolist() == [9]
+    assert informative_groups(np.zeros(0), np.zeros(0, np.int64)).tolist() == []
+    with pytest.raises(ValueError, match=r"\(2,\) accuracies for \(3,\) groups"):
+        informative_groups(np.zeros(2), np.zeros(3))
