@@ -1,0 +1,166 @@
+"""Train the tiny base of `fastmpi/assets/tiny_base` from nothing, on one CPU core.
+
+    OMP_NUM_THREADS=1 python scripts/train_tiny_base.py --output fastmpi/assets/tiny_base
+
+Batches are of one kind each: describe, trace or follow (see tiny_base_tasks.py). Following is
+rare until tracing and yes/no questions work, then it takes over, and deeper trees join at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from muon import Muon
+from tiny_base_card import write_card
+from tiny_base_model import accuracy, collate, losses, new_base
+from tiny_base_tasks import Tasks
+
+KINDS = ("describe", "trace", "follow")
+EARLY = (0.45, 0.35, 0.20)
+LATE = (0.25, 0.15, 0.60)
+READY = {"trace": 0.93, "yes/no": 0.85}  # running accuracies that end the early phase
+BATCH_SIZE = 32
+WARMUP_STEPS = 60
+MAX_GRAD_NORM = 1.0
+FINAL_ROWS = 1000
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
+    parser.add_argument(
+        "--deep-from", type=float, default=0.4, help="share of steps before N=3 joins"
+    )
+    parser.add_argument("--decay", type=float, default=0.7, help="share of steps of linear decay")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--scenes", type=int, default=6000, help="training pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probe-every", type=int, default=100, help="steps between probes")
+    return parser.parse_args()
+
+
+class Schedule:
+    """What each step trains on, and how fast."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.rng = np.random.default_rng(args.seed + 1)
+        self.running: dict[str, float] = defaultdict(float)
+        self.late = False
+
+    def learning_rate(self, step: int) -> float:
+        warm = (step + 1) / WARMUP_STEPS
+        left = (self.args.steps - step) / (self.args.decay * self.args.steps)
+        return self.args.learning_rate * min(warm, left, 1.0)
+
+    def kind(self) -> str:
+        return str(self.rng.choice(KINDS, p=LATE if self.late else EARLY))
+
+    def depths(self, step: int) -> tuple[int, ...]:
+        return (2, 3) if step >= self.args.deep_from * self.args.steps else (2,)
+
+    def depth(self, step: int) -> int:
+        return int(self.rng.choice(self.depths(step)))
+
+    def observe(self, accuracies: dict[str, float]) -> None:
+        for name, value in accuracies.items():
+            old = self.running.get(name, 0.0)
+            self.running[name] = 0.9 * old + 0.1 * value
+        self.late = self.late or all(self.running[name] > bar for name, bar in READY.items())
+
+
+def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW for the embedding and all vectors."""
+    embedding = model.get_input_embeddings().weight
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
+    others = [p for p in model.parameters() if p.ndim == 1 or p is embedding]
+    adamw = torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, lr=learning_rate), adamw]
+
+
+def train(args: argparse.Namespace, pictures: Path) -> dict:
+    """The loop; returns what the model card says."""
+    model, processor = new_base(args.seed)
+    tasks = Tasks(processor, pictures, args.scenes, seed=args.seed)
+    probes = Tasks(processor, pictures, 1000, seed=args.seed + 10_000)
+    yes_no = torch.tensor([tasks.ids["yes"], tasks.ids["no"]])
+    steppers = optimisers(model, args.learning_rate)
+    schedule = Schedule(args)
+    start = time.process_time()
+    spent_on_probes = 0.0
+    for step in range(args.steps):
+        kind, depth = schedule.kind(), schedule.depth(step)
+        samples = tasks.batch(kind, BATCH_SIZE, depth)
+        targets, logprob, correct = losses(model, collate(samples, processor))
+        loss = -logprob.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        for stepper in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = schedule.learning_rate(step)
+            stepper.step()
+            stepper.zero_grad()
+        schedule.observe(
+            _accuracies(kind, targets, correct, yes_no) | {f"{kind} loss": loss.item()}
+        )
+        if (step + 1) % args.probe_every == 0:
+            began = time.process_time()
+            probe = {f"N={n}": accuracy(model, probes, 96, n) for n in schedule.depths(step)}
+            spent_on_probes += time.process_time() - began
+            seconds = time.process_time() - start - spent_on_probes
+            print(step + 1, f"{seconds:.0f}s", _rounded({**schedule.running, **probe}), flush=True)
+            model.save_pretrained(args.output)
+            processor.save_pretrained(args.output)
+    seconds = time.process_time() - start - spent_on_probes
+    return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
+
+
+def _accuracies(
+    kind: str, targets: torch.Tensor, correct: torch.Tensor, yes_no: torch.Tensor
+) -> dict:
+    is_answer = torch.isin(targets, yes_no)
+    found = {kind: correct.float().mean().item()}
+    if kind == "describe":
+        found = {"yes/no": correct[is_answer].float().mean().item()}
+        found["describe"] = correct[~is_answer].float().mean().item()
+    return found
+
+
+def _measure(args: argparse.Namespace, model: torch.nn.Module, pictures: Path, processor) -> dict:
+    """Final accuracies on unseen trees and scenes that no probe has used."""
+    tasks = Tasks(processor, pictures, 1000, seed=args.seed + 20_000)
+    free = accuracy(model, tasks, FINAL_ROWS // 2, 2, with_policy=False)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "accuracy_n2": accuracy(model, tasks, FINAL_ROWS, 2),
+        "accuracy_n3": accuracy(model, tasks, FINAL_ROWS, 3),
+        "accuracy_policy_free": free,
+        "rows": FINAL_ROWS,
+        "rows_policy_free": FINAL_ROWS // 2,
+        "batch_size": BATCH_SIZE,
+    } | {name: getattr(args, name) for name in ("steps", "seed", "scenes", "learning_rate")}
+
+
+def _rounded(values: dict[str, float]) -> str:
+    return json.dumps({name: round(value, 3) for name, value in values.items()})
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        facts = train(args, Path(folder))
+    write_card(args.output, facts)
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

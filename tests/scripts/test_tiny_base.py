@@ -1,0 +1,152 @@
+"""What the tiny base is trained on is true, and its optimiser is Muon."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from muon import Muon, orthogonalise  # noqa: E402
+from tiny_base_model import collate, greedy, losses, new_base  # noqa: E402
+from tiny_base_tasks import Tasks  # noqa: E402
+
+from fastmpi.assets import held_out  # noqa: E402
+
+QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return new_base(seed=0)
+
+
+@pytest.fixture(scope="module")
+def tasks(base, tmp_path_factory):
+    return Tasks(base[1], tmp_path_factory.mktemp("pictures"), num_scenes=40, seed=5)
+
+
+def response(sample, processor):
+    scored = np.flatnonzero(sample.weights)
+    return processor.decode(sample.ids[scored[0] :])
+
+
+def test_description_is_the_scene(tasks, monkeypatch):
+    for index in range(20):
+        monkeypatch.setattr(tasks, "scenes", [tasks.scenes[index]])
+        monkeypatch.setattr(tasks, "files", [tasks.files[index]])
+        text = response(tasks.describe(), tasks.processor)
+        check_description(text, tasks.scenes[0])
+        monkeypatch.undo()
+
+
+def check_description(text, scene):
+    parts = [part.split() for part in text.split(";")]
+    places = {(o.pixel_coords[1] > 32, o.pixel_coords[0] > 32): o for o in scene.objects}
+    for place, words in zip(QUADRANTS, parts[:4], strict=True):
+        item = places.get(place)
+        assert words == ([item.size, item.color, item.shape] if item else ["none"])
+    for chain in filter(None, parts[4:]):
+        check_chain(chain, scene)
+
+
+def check_chain(words, scene):
+    objects, condition = list(scene.objects), "C1"
+    for name, value, answer in zip(*[iter(words)] * 3, strict=True):
+        kept = [o for o in objects if value in (o.shape, o.color, o.size)]
+        assert (name, answer) == (condition, "yes" if kept else "no")
+        objects, condition = kept or objects, condition + (".1" if kept else ".2")
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_trace_lists_every_path(tasks, depth):
+    sample = tasks.trace(depth)
+    text = response(sample, tasks.processor)
+    paths = [path.split() for path in text.split(";") if path.strip()]
+    assert len(paths) == len({tuple(path) for path in paths}) == 2**depth
+    policy = tasks.processor.decode(sample.ids)
+    for path in paths:
+        # "C1.1 cube no Case 5" must stand in the policy as "C1.1 if cube then ... else Case 5".
+        *_, condition, value, answer, case, number = path
+        rule = policy.split(f"{condition} if {value} then ")[1].split(";")[0].split(" end")[0]
+        yes, no = rule.split(" else ")
+        assert (yes if answer == "yes" else no).strip() == f"{case} {number}"
+
+
+def test_unpredictable_tokens_have_no_loss(tasks):
+    for sample in (tasks.describe(), tasks.trace(2)):
+        start = int(np.flatnonzero(sample.weights)[0])
+        unscored = [
+            tasks.processor.decode([t]) for t in sample.ids[start:][sample.weights[start:] == 0]
+        ]
+        answers = {" yes", " no"}
+        assert unscored and (set(unscored) <= answers or not set(unscored) & answers)
+
+
+def test_follow_shows_the_policy_only_when_asked(tasks):
+    with_policy, without = (tasks.follow(2, with_policy=flag) for flag in (True, False))
+    assert "if" in tasks.processor.decode(with_policy.ids).split()
+    assert "if" not in tasks.processor.decode(without.ids).split()
+
+
+@pytest.mark.parametrize("unseen", [True, False])
+def test_trees_keep_to_their_side(tasks, unseen):
+    trees = [tasks.tree(2, unseen=unseen) for _ in range(30)]
+    assert all(held_out((n.id, n.value) for n in tree.nodes()) == unseen for tree in trees)
+
+
+def test_questions_balance_the_cases(tasks):
+    tree = tasks.tree(2)
+    answers = [tasks.question(tree).row["answer"] for _ in range(200)]
+    assert min(answers.count(leaf.case) for leaf in tree.leaves()) > 20
+
+
+def test_losses_are_the_stock_models(base, tasks):
+    model, processor = base
+    samples = [tasks.follow(2), tasks.follow(3)]
+    targets, logprob, _ = losses(model, collate(samples, processor))
+    expected = torch.cat([stock_logprob(model, sample, processor) for sample in samples])
+    assert len(targets) == len(logprob)
+    torch.testing.assert_close(logprob, expected, rtol=1e-4, atol=1e-5)
+
+
+def stock_logprob(model, sample, processor):
+    ids = torch.from_numpy(sample.ids)[None]
+    image = sample.images[0]
+    logits = model(
+        input_ids=ids,
+        mm_token_type_ids=(ids == processor.image_token_id).int(),
+        pixel_values=image.pixels,
+        image_grid_thw=torch.tensor([image.grid]),
+    ).logits[0]
+    rows = torch.from_numpy(np.flatnonzero(sample.weights))
+    return logits[rows - 1].log_softmax(-1)[torch.arange(len(rows)), ids[0, rows]]
+
+
+def test_greedy_does_not_depend_on_padding(base, tasks):
+    model, processor = base
+    prompts = [tasks.prompt(tasks.question(tasks.tree(depth))) for depth in (2, 3)]
+    together = greedy(model, processor, prompts)
+    assert together == [greedy(model, processor, [prompt])[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (3, 12, 12)])
+def test_orthogonalise(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.3 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.linalg.matrix_norm(orthogonalise(matrices) - u @ v).max() < 0.4 * shape[-1] ** 0.5
+
+
+def test_muon_step_has_the_size_of_an_adam_step():
+    weight = torch.nn.Parameter(torch.zeros(32, 64))
+    idle = torch.nn.Parameter(torch.zeros(4, 4))
+    weight.grad = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    Muon([weight, idle], lr=0.1).step()
+    assert 0.1 * 0.2 * 0.5 < weight.detach().pow(2).mean().sqrt() < 0.1 * 0.2 * 1.3
+    assert torch.equal(idle, torch.zeros(4, 4))
