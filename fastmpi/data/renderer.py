@@ -56,8 +56,8 @@ def render_scene(
     camera = Camera.from_json(scene.camera) if scene.camera else CLEVR_CAMERA
     hits = cast(scene.objects, camera, size, supersample)
     colors = _shade(scene.objects, hits, camera)
-    height, width = size[1], size[0]
-    colors = colors.reshape(height, supersample, width, supersample, 3).mean(axis=(1, 3))
+    each = range(supersample)
+    colors = np.stack([colors[i::supersample, j::supersample] for i in each for j in each]).mean(0)
     return Image.fromarray((colors.clip(0, 1) * 255).round().astype(np.uint8))
 
 
@@ -93,12 +93,13 @@ def _shade(objects: tuple[SceneObject, ...], hits: Hits, camera: Camera) -> Arra
 
 def _ground(objects: tuple[SceneObject, ...], points: Array) -> Array:
     """Grey level: dimmer with the distance, darkened by a soft shadow beside each object."""
-    level = GROUND_LEVEL * (1.08 - 0.02 * np.linalg.norm(points[:, :2], axis=-1).clip(0, 12))
+    x, y = points[:, 0], points[:, 1]
+    level = GROUND_LEVEL * (1.08 - 0.02 * np.hypot(x, y).clip(0, 12))
     for item in objects:
-        radius = RADIUS[item.size]
-        centre = np.asarray(item.coords_3d[:2]) - LIGHT[:2] / LIGHT[2] * radius * 0.6
-        spread = ((points[:, :2] - centre) ** 2).sum(-1) / (1.25 * radius) ** 2
-        level = level * (1 - 0.5 * np.exp(-spread))
+        radius = np.float32(RADIUS[item.size])
+        cx, cy = np.asarray(item.coords_3d[:2], np.float32) - LIGHT[:2] / LIGHT[2] * radius * 0.6
+        spread = ((x - cx) ** 2 + (y - cy) ** 2) / (1.25 * radius) ** 2
+        level *= 1 - 0.5 * np.exp(-spread)
     return level
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastmpi.data import layouts
 from fastmpi.data.camera import CLEVR_CAMERA, QUADRANT_CAMERA, Camera
 from fastmpi.data.raycast import GROUND, cast, outline
 from fastmpi.data.renderer import COLORS, render_object, render_scene, sample_scene
@@ -104,8 +105,9 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         sample_scene(rng(), **arguments)
 
 
-def test_too_many_objects_give_up() -> None:
-    with pytest.raises(ValueError, match="60 objects found no place"):
+def test_too_many_objects_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "MAX_TRIES", 20)
+    with pytest.raises(ValueError, match="60 objects found no place in 20 tries"):
         sample_scene(rng(), 60, {"size": ("large",)})
 
 
