@@ -1,0 +1,238 @@
+"""A recipe: one YAML file from a model and a policy to a model that follows it without seeing it.
+
+    model, policies, data, seed, output_dir     what goes in, where it goes
+    cpt, sft, rl, eval                          the settings of the stages, each may be left out
+    compare                                     the methods of `fastmpi compare`
+
+`data` names files (`train`, `train_cot`, `test`) or, under `clevr_policy`, what to generate. Paths
+are relative to the current folder. Unusual: nothing in a recipe can run code. Reward functions by
+dotted path need `trust_recipe_code`, and code in a model's folder `trust_remote_code`, both given
+by the caller and never by the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastmpi.config import CPTConfig, PolicyRolloutConfig, SFTConfig, TrainingConfig
+from fastmpi.evaluation.result import EvalConfig
+from fastmpi.settings import Settings, did_you_mean, read_yaml
+
+if TYPE_CHECKING:
+    from fastmpi.policies.clevr_data import ClevrPolicyConfig
+    from fastmpi.stages.chain import RunResult
+
+STAGES: Mapping[str, type[TrainingConfig]] = {
+    "cpt": CPTConfig,
+    "sft": SFTConfig,
+    "rl": PolicyRolloutConfig,
+}
+FILES = ("train", "train_cot", "test")
+MadeT = TypeVar("MadeT")
+_CALLERS_ONLY = ("trust_recipe_code", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage to run: its kind, settings, the file of its rows ("train", "train_cot" or a path)
+    and, in RL, the names of its reward functions."""
+
+    kind: str
+    config: TrainingConfig
+    train_dataset: str
+    reward_funcs: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Recipe(Settings):
+    """The whole file, checked when it is built."""
+
+    model: str = "tiny"
+    """Folder or hub name of the model to start from; "tiny" is the one inside this package."""
+
+    data: dict[str, Any]
+    """`train`, `train_cot`, `test`: JSONL files; or `clevr_policy`: settings of the generator."""
+
+    policies: str | None = None
+    """JSONL file of the policies; generated data bring their own."""
+
+    seed: int = 0
+    """Seed of everything that has no seed of its own."""
+
+    output_dir: str = "runs/recipe"
+    """Folder of all that the run writes."""
+
+    cpt: dict[str, Any] | None = None
+    """Settings of stage 1, see CPTConfig."""
+
+    sft: dict[str, Any] | None = None
+    """Settings of stage 2, see SFTConfig."""
+
+    rl: dict[str, Any] | None = None
+    """Settings of stage 3, see PolicyRolloutConfig; and `reward_funcs`."""
+
+    eval: dict[str, Any] = field(default_factory=dict)
+    """Settings of the evaluation, see EvalConfig."""
+
+    compare: dict[str, Any] | None = None
+    """What `fastmpi compare` compares, see `fastmpi.stages.ladder.Comparison`."""
+
+    def __post_init__(self) -> None:
+        self._check_data()
+        for kind in STAGES:
+            if getattr(self, kind) is not None:
+                self.stage(kind)
+        _named("eval", lambda: self.eval_config)
+
+    @property
+    def eval_config(self) -> EvalConfig:
+        return EvalConfig.from_dict({"seed": self.seed, **self.eval})
+
+    def stages(self) -> list[StagePlan]:
+        """The stages that the recipe has, in order."""
+        return [self.stage(kind) for kind in STAGES if getattr(self, kind) is not None]
+
+    def stage(self, kind: str, changes: Mapping[str, Any] | None = None) -> StagePlan:
+        """The plan of one stage, with some settings changed; ValueError names stage and key."""
+        values = {"seed": self.seed, **(getattr(self, kind) or {}), **(changes or {})}
+        return _named(kind, lambda: stage_plan(kind, values))
+
+    def generated_data(self) -> ClevrPolicyConfig | None:
+        """What to generate into `output_dir/data`; None where the data are files."""
+        if "clevr_policy" not in self.data:
+            return None
+        from fastmpi.policies.clevr_data import ClevrPolicyConfig
+
+        folder = str(Path(self.output_dir) / "data")
+        settings = {"seed": self.seed, **(self.data["clevr_policy"] or {}), "output_dir": folder}
+        return _named("data.clevr_policy", lambda: ClevrPolicyConfig.from_dict(settings))
+
+    def _check_data(self) -> None:
+        known = (*FILES, "clevr_policy")
+        for key in self.data:
+            if key not in known:
+                raise ValueError(f"data has no {key!r}{did_you_mean(key, known)}")
+        if "clevr_policy" in self.data and len(self.data) > 1:
+            raise ValueError("data: give clevr_policy or files, not both")
+        if "clevr_policy" in self.data and self.policies is not None:
+            raise ValueError("policies: data.clevr_policy brings its own policies")
+        self.generated_data()
+        if not self.data:
+            raise ValueError(f"data is empty: give one of {', '.join(known)}")
+
+
+def stage_plan(kind: str, values: Mapping[str, Any]) -> StagePlan:
+    """A stage from plain values: the fields of its Config, `train_dataset`, and `reward_funcs`."""
+    _refuse_trust(values)
+    extra = ("train_dataset", "reward_funcs") if kind == "rl" else ("train_dataset",)
+    known = [*extra, *(f.name for f in dataclasses.fields(STAGES[kind]))]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"there is no {key!r}{did_you_mean(key, known)}")
+    config = STAGES[kind].from_dict({k: v for k, v in values.items() if k not in extra})
+    rewards = tuple(values.get("reward_funcs", ("exact_answer", "think_format")))
+    return StagePlan(
+        kind=kind,
+        config=config,
+        train_dataset=values.get("train_dataset", default_rows(kind, config)),
+        reward_funcs=rewards if kind == "rl" else (),
+    )
+
+
+def default_rows(kind: str, config: TrainingConfig) -> str:
+    """The rows with reasoning where the stage trains on reasoning, else all rows."""
+    reasoning = kind == "cpt" or (isinstance(config, SFTConfig) and config.reasoning)
+    return "train_cot" if reasoning else "train"
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    dotted: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Read and check a recipe. `overrides` replace top-level keys, `dotted` deeper ones
+    ("sft.max_steps": 5). ValueError names the file."""
+    values = {**read_yaml(path), **(overrides or {})}
+    try:
+        for name, value in (dotted or {}).items():
+            _set(values, name, value)
+        _refuse_trust(values)
+        if "data" not in values:
+            raise ValueError("data is missing")
+        return Recipe.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def find_recipe(name: str, overrides: Mapping[str, Any], dotted: Mapping[str, Any]) -> Recipe:
+    """`load_recipe` of a path, or of the name of a recipe inside this package ("demo")."""
+    if Path(name).exists() or Path(name).suffix or os.sep in name:
+        return load_recipe(name, overrides, dotted)
+    shipped = shipped_recipes()
+    if name not in shipped:
+        near = did_you_mean(name, shipped)
+        raise ValueError(f"no recipe {name!r}{near}; shipped: {', '.join(shipped)}")
+    return load_recipe(shipped[name], overrides, dotted)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> path of the recipes that came with this package or lie beside its source."""
+    package = Path(__file__).parent
+    folders = [package / "recipes", package.parent / "recipes"]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    """Sets `a.b-c` to `value` in nested mappings."""
+    *parents, last = name.replace("-", "_").split(".")
+    at: Any = values
+    for parent in parents:
+        inner = at.get(parent) or {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"{name}: {parent} is not a group of settings")
+        at[parent] = dict(inner)
+        at = at[parent]
+    at[last] = value
+
+
+def run(
+    recipe: str | Path | Recipe,
+    *,
+    trust_recipe_code: bool = False,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+) -> RunResult:
+    """Runs the stages of a recipe one after the other, each on the model before it, and evaluates
+    the last one with and without the policy in its prompt.
+
+    Finished stages are not run again, and an unfinished one continues from its newest checkpoint;
+    `overwrite` starts anew. The resolved recipe is saved as `config.yaml` in the output.
+    """
+    from fastmpi.stages.chain import run_chain
+
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    return run_chain(
+        recipe,
+        trust_recipe_code=trust_recipe_code,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )
+
+
+def _refuse_trust(values: Mapping[str, Any]) -> None:
+    for key in _CALLERS_ONLY:
+        if key in values:
+            raise ValueError(f"{key} cannot be set in a file: give it on the command line")
+
+
+def _named(where: str, make: Callable[[], MadeT]) -> MadeT:
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
