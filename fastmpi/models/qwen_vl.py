@@ -30,8 +30,8 @@ class QwenVL:
         return ImageFeatures(
             tuple(image.key for image in images),
             tuple(len(rows) for rows in out.pooler_output),
-            torch.cat(list(out.pooler_output)),
-            tuple(getattr(out, "deepstack_features", None) or ()),
+            _joined(out.pooler_output),
+            tuple(_joined(level) for level in getattr(out, "deepstack_features", None) or ()),
         )
 
     def image_inputs(self, model: PreTrainedModel, images: Sequence[Image]) -> dict[str, Tensor]:
@@ -56,3 +56,8 @@ class QwenVL:
         shown[0, image_rows] = True
         levels = [level[feature_rows] for level in features.deepstack]
         return {"visual_pos_masks": shown, "deepstack_visual_embeds": levels}
+
+
+def _joined(rows: Tensor | Sequence[Tensor]) -> Tensor:
+    """(N, H) from what some versions of transformers cut by picture and others do not."""
+    return rows if isinstance(rows, Tensor) else torch.cat(list(rows))

@@ -11,6 +11,10 @@ import PIL.Image
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPVisionModel, Qwen3VLVisionModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+)
 
 from fastmpi.data.batch import ForestBatch
 from fastmpi.data.samples import Prompt
@@ -20,6 +24,12 @@ from fastmpi.models.features import ImageFeatures
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.models.probe import stock_logits
 from fastmpi.models.tiny import tiny_model
+
+VISION_TOWERS = (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen3VLVisionModel,
+    CLIPVisionModel,
+)
 
 
 def picture(forest: ForestModel, seed: int, size=(60, 90)):
@@ -79,8 +89,9 @@ def test_many_pictures_take_several_passes(family, load, monkeypatch):
     expected = forest.encode_images(images)
     patches = images[0].grid[1] * images[0].grid[2]
     monkeypatch.setattr(forest_model, "_MAX_ROWS_PER_PASS", 2 * patches)
-    assert len(list(forest_model._passes(images))) > 1
+    calls = count_calls(next(m for m in forest.modules() if isinstance(m, VISION_TOWERS)))
     found = forest.encode_images(images)
+    assert len(calls) == len(list(forest_model._passes(images))) > 1
     assert found.keys == expected.keys and found.counts == expected.counts
     for rows, others in zip(
         (found.rows, *found.deepstack), (expected.rows, *expected.deepstack), strict=True
