@@ -143,6 +143,15 @@ def score(
     return Scored(_weighted_sum(list(parts.values()), weights), parts)
 
 
+def check_rewards(
+    functions: Sequence[RewardFunction], weights: Sequence[float] | None
+) -> list[str]:
+    """The functions' names; ``ValueError`` for none, for two of one name, and for wrong weights."""
+    names = _distinct_names(functions)
+    _checked_weights(weights, names)
+    return names
+
+
 def _distinct_names(functions: Sequence[RewardFunction]) -> list[str]:
     if not functions:
         raise ValueError("give at least one reward function")

@@ -1,0 +1,50 @@
+"""Features of the pictures while the vision tower is frozen: computed once, kept across steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastmpi.models.features import ImageFeatures
+from fastmpi.stages.rows import BoundedCache
+
+if TYPE_CHECKING:
+    from fastmpi.data.images import Image
+    from fastmpi.models.forest_model import ForestModel
+
+MAX_BYTES = 2**30
+
+
+class FeatureCache:
+    """`of(images)`: their features, or None where the tower trains and must run with gradient.
+
+    Unusual: one picture a pass. A matrix product may round a row differently beside other rows, so
+    only then do features not depend on what else was encoded, and a resumed run, which starts with
+    an empty cache, gets the same bits.
+    """
+
+    def __init__(
+        self,
+        model: ForestModel,
+        precision: Callable[[], AbstractContextManager],
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self.model, self.precision = model, precision
+        self._cache: BoundedCache[ImageFeatures] = BoundedCache(max_bytes)
+
+    def of(self, images: Sequence[Image]) -> ImageFeatures | None:
+        if self.model.trains_vision or not images:
+            return None
+        distinct = {image.key: image for image in images}
+        with torch.no_grad(), self.precision():
+            return ImageFeatures.concatenate([self._one(image) for image in distinct.values()])
+
+    def _one(self, image: Image) -> ImageFeatures:
+        return self._cache.get(image.key, lambda: self.model.encode_images([image]), _num_bytes)
+
+
+def _num_bytes(features: ImageFeatures) -> int:
+    return sum(t.numel() * t.element_size() for t in (features.rows, *features.deepstack))

@@ -1,0 +1,301 @@
+"""The training loop of all three stages.
+
+A stage says which rows it can use (`check`), what an optimiser step trains on (`next_step`), and
+what of it a checkpoint must keep; the step itself is in `step.py`. Unusual: nothing is written
+before everything has been checked and the first step's samples are there; no random generator is
+drawn from, since order and sampling are functions of (seed, epoch) and (seed, stream).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastmpi import checkpoint as checkpoints
+from fastmpi.config import FREE_ON_RESUME, TrainingConfig
+from fastmpi.models.forest_model import ForestModel
+from fastmpi.stages.features import FeatureCache
+from fastmpi.stages.optimizer import make_optimizer, trained_parameters
+from fastmpi.stages.rows import Rows
+from fastmpi.stages.saving import load_checkpoint, save_checkpoint
+from fastmpi.stages.step import OptimizerStep, StepInput, TrainState
+from fastmpi.tracking import RunningMeans, Tracker
+
+if TYPE_CHECKING:
+    from fastmpi.data.processor import Processor
+    from fastmpi.policies import Policy
+
+Evaluate = Callable[[ForestModel, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` hands back. metrics: the run's last values and totals. stopped: why the run
+    ended before its last step, if it did."""
+
+    metrics: dict[str, float]
+    output_dir: Path
+    global_step: int
+    stopped: str | None = None
+
+
+class Trainer(OptimizerStep, ABC):
+    """Common to the stages.
+
+    model: a folder or hub name, or a loaded ForestModel (which is then trained in place).
+    args: the stage's config. train_dataset: rows, see `stages/rows.py`.
+    policies: policy_id -> Policy. processing_class: replaces the model's own Processor.
+    image_folder: what relative image paths are relative to, and must stay inside.
+    evaluate: called as evaluate(model, step) every args.eval_steps steps; its values are logged
+        under "eval/".
+    """
+
+    stage: ClassVar[str]
+    config_class: ClassVar[type[TrainingConfig]]
+    columns: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    def __init__(
+        self,
+        model: str | Path | ForestModel,
+        args: TrainingConfig | None = None,
+        train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        policies: Mapping[str, Policy] | None = None,
+        processing_class: Processor | None = None,
+        image_folder: str | Path | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        if train_dataset is None:
+            raise ValueError(f"{type(self).__name__} needs a train_dataset")
+        self.args = self.config_class() if args is None else args
+        if not isinstance(self.args, self.config_class):
+            given = type(self.args).__name__
+            raise ValueError(f"args must be a {self.config_class.__name__}, not {given}")
+        self.accelerator = Accelerator()
+        self.rows = Rows(train_dataset, self.columns)
+        self.policies, self.evaluate = policies, evaluate
+        self.image_folder = None if image_folder is None else Path(image_folder)
+        self.model = model if isinstance(model, ForestModel) else self._load_model(model)
+        self.processor = processing_class or self.model.processor
+        self.state = TrainState()
+        self.means = RunningMeans()
+        self._tracker: Tracker | None = None
+        self._resumed_from: Path | None = None
+        self._last_metrics: dict[str, float] = {}
+        self.check()
+        self.total_steps = self._total_steps()
+
+    # ---- what a stage says ------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that see each row once."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """ValueError for rows that the stage cannot use; nothing has been written yet."""
+
+    @abstractmethod
+    def next_step(self) -> StepInput | None:
+        """The next step's samples and objective; None ends the run (state.stopped says why)."""
+
+    @abstractmethod
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What the stage must keep to continue: JSON values (of the run) and tensors (of this
+        process)."""
+
+    @abstractmethod
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Undo everything since `state_dict`."""
+
+    # ---- the run ----------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
+        """Train to the last step, from the start, from a checkpoint's path, or ("auto") from the
+        newest checkpoint in output_dir if there is one. The trained model ends up in output_dir,
+        merged if an adapter was trained."""
+        found = checkpoints.find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self._begin()
+        if found is not None:
+            load_checkpoint(self, found)
+        self.wrapped.train()
+        self._resumed_from = found
+        try:
+            while self.state.global_step < self.total_steps and self._step():
+                pass
+        finally:
+            if self._tracker is not None:
+                self._tracker.close()
+        return self._finish()
+
+    def _step(self) -> bool:
+        """One optimiser step with its log, evaluation and checkpoint; False: no further step."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        step = self.next_step()
+        tracker = self.tracker
+        if step is None:
+            at, why = self.state.global_step, self.state.stopped
+            tracker.message(f"{self.stage} stops at step {at} of {self.total_steps}: {why}")
+            if self.means.peek():
+                self._write_log(tracker)
+            return False
+        metrics = {**step.metrics, **self.optimizer_step(step)}
+        seconds = time.perf_counter() - wall
+        self.state.global_step += 1
+        self.state.train_seconds += seconds
+        self.state.cpu_seconds += time.process_time() - cpu
+        metrics |= {"step_time": seconds, "perf/tokens_per_s": metrics["perf/tokens"] / seconds}
+        self.means.add(metrics)
+        tracker.advance(self.state.global_step, metrics)
+        self._log(tracker, step)
+        self._evaluate(tracker)
+        self._save_if_due()
+        return True
+
+    # ---- beginning and end ------------------------------------------------------------------
+
+    def _load_model(self, path: str | Path) -> ForestModel:
+        return ForestModel.from_pretrained(
+            path,
+            dtype=getattr(torch, self.args.dtype),
+            device=self.accelerator.device,
+            attention_backend=self.args.attention_backend,
+            trust_remote_code=self.args.trust_remote_code,
+        )
+
+    def _total_steps(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return max(1, math.ceil(self.args.num_train_epochs * self.steps_per_epoch))
+
+    def _begin(self) -> None:
+        """Start state: what is trained, the optimiser, and who this run is."""
+        self.model.to(self.accelerator.device)
+        self.identity = {
+            "stage": self.stage,
+            "model": checkpoints.fingerprint(self.model.named_parameters()),
+            "rows": self.rows.digest(),
+            "processes": self.accelerator.num_processes,
+            "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},
+        }
+        self.choose_trained()
+        self.parameters = trained_parameters(self.model)
+        optimizer = make_optimizer(self.parameters, self.args)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.features = FeatureCache(self.model, self.precision)
+
+    def choose_trained(self) -> None:
+        """Which parameters train; called with the stage's starting weights in place."""
+        args = self.args
+        if args.use_peft:
+            torch.manual_seed(args.seed)  # a new adapter's weights
+            self.model.add_lora(args.lora_r, args.lora_alpha, args.lora_target_modules)
+        else:
+            self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing()
+
+    @property
+    def tracker(self) -> Tracker:
+        """Made when the first step's samples are ready, since it is the first thing to write."""
+        if self._tracker is None:
+            self._tracker = self._make_tracker()
+        return self._tracker
+
+    def _make_tracker(self) -> Tracker:
+        tracker = Tracker(
+            self.args.output_dir,
+            name=self.stage,
+            total_steps=self.total_steps,
+            start_step=self.state.global_step,
+            report_to=self.args.report_to,
+            config=self._plain_config(),
+            show_progress=not self.args.disable_tqdm,
+            is_main=self.accelerator.is_main_process,
+        )
+        if self.accelerator.is_main_process:
+            config = Path(self.args.output_dir) / "config.yaml"
+            config.write_text(self.args.to_yaml(), encoding="utf-8")
+        if self._resumed_from is not None:
+            tracker.message(f"{self.stage} resumes from {self._resumed_from}")
+        return tracker
+
+    def _finish(self) -> TrainResult:
+        """Save what is left to save: a last checkpoint, then the merged model."""
+        newest = checkpoints.checkpoints(self.args.output_dir)
+        if self.args.save_strategy == "steps" and (
+            not newest or newest[-1].name != f"checkpoint-{self.state.global_step}"
+        ):
+            save_checkpoint(self)
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing(False)
+        if self.args.use_peft:
+            self.model.merge_lora()
+        self.model.eval()
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        metrics = {
+            "step": float(self.state.global_step),
+            "train_seconds": self.state.train_seconds,
+            "cpu_seconds": self.state.cpu_seconds,
+            "num_tokens": float(self.state.num_tokens),
+            **self._last_metrics,
+        }
+        return TrainResult(
+            metrics, Path(self.args.output_dir), self.state.global_step, self.state.stopped
+        )
+
+    def _log(self, tracker: Tracker, step: StepInput) -> None:
+        at = self.state.global_step
+        if at % self.args.logging_steps and at != self.total_steps:
+            return
+        self._write_log(tracker)
+        if step.completions is not None:
+            tracker.write_completions(at, step.completions())
+
+    def _write_log(self, tracker: Tracker) -> None:
+        """The means since the last log, and where the run is."""
+        totals = {
+            "epoch": self.state.global_step / self.steps_per_epoch,
+            "num_tokens": float(self.state.num_tokens),
+            "cpu_seconds": self.state.cpu_seconds,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self._last_metrics = {**self.means.take(), **totals}
+        tracker.log(self.state.global_step, self._last_metrics)
+
+    def _evaluate(self, tracker: Tracker) -> None:
+        at = self.state.global_step
+        if self.evaluate is None or not self.args.eval_steps:
+            return
+        if at % self.args.eval_steps == 0 or at == self.total_steps:
+            self.model.eval()
+            values = self.evaluate(self.model, at)
+            self.wrapped.train()
+            tracker.log(at, {f"eval/{name}": float(value) for name, value in values.items()})
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        due = self.state.global_step % self.args.save_steps == 0
+        if self.args.save_strategy == "steps" and due:
+            save_checkpoint(self)
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The settings as JSON would give them back."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in self.args.to_dict().items()
+        }

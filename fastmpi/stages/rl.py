@@ -1,0 +1,344 @@
+"""Stage 3, reinforcement learning with PolicyRollout (arXiv 2510.09474, Eq. 3).
+
+    1. A group is num_generations responses to (image, question) and num_policy_generations to
+       (policy, image, question), sampled from the same model.
+    2. All are scored and pooled: one mean, one deviation, one advantage each.
+    3. Old, new and reference log-probs of all of them are those after (image, question) alone. What
+       was found with the policy in sight is learned as if it had been said without.
+
+The policy-aware half is not importance-corrected toward the prompt it was sampled with; its gap
+is the metric `mpi/policy_gap_logp`. What is left out: an old-log-prob pass where the window is one
+step long (the first forward is the old one), and a frozen reference where beta is 0. Under LoRA
+the reference is the model with its adapter off.
+
+    fastmpi rl --config rl.yaml
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmpi.config import PolicyRolloutConfig
+from fastmpi.data.batch import ForestBatch
+from fastmpi.data.prompts import render
+from fastmpi.models.forest_model import ForestModel
+from fastmpi.ops.group_advantage import group_advantage
+from fastmpi.ops.loss_weights import loss_weights
+from fastmpi.ops.token_logprob import token_logprob
+from fastmpi.rewards import RewardFunction, check_rewards
+from fastmpi.rollout.engine import Engine, Response
+from fastmpi.rollout.groups import ARMS
+from fastmpi.rollout.native import NativeEngine
+from fastmpi.stages.loop import Evaluate, StepInput, Trainer
+from fastmpi.stages.objectives import PolicyLoss
+from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
+from fastmpi.stages.rows import check_length, policy_of
+from fastmpi.stages.sampler import WindowSampler
+from fastmpi.stages.window import Window
+
+if TYPE_CHECKING:
+    from fastmpi.data.processor import Processor
+    from fastmpi.policies import Policy
+
+
+class PolicyRolloutTrainer(Trainer):
+    """Stage 3. Rows need prompt and what the reward functions take (answer), and policy_id if any
+    response of a group is policy-aware.
+
+    reward_funcs: one or more, see `rewards.py`. engine: samples the responses; by default the
+    model itself, in this process.
+    """
+
+    stage = "rl"
+    config_class = PolicyRolloutConfig
+    args: PolicyRolloutConfig
+
+    def __init__(
+        self,
+        model: str | Path | ForestModel,
+        args: PolicyRolloutConfig | None = None,
+        train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        reward_funcs: RewardFunction | Sequence[RewardFunction],
+        policies: Mapping[str, Policy] | None = None,
+        processing_class: Processor | None = None,
+        image_folder: str | Path | None = None,
+        evaluate: Evaluate | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+        self.engine = engine
+        self.reference: ForestModel | None = None
+        self.window: Window | None = None
+        self.steps_done = 0  # of the window
+        super().__init__(
+            model,
+            args,
+            train_dataset,
+            policies=policies,
+            processing_class=processing_class,
+            image_folder=image_folder,
+            evaluate=evaluate,
+        )
+
+    # ---- before the first step --------------------------------------------------------------
+
+    def check(self) -> None:
+        names = check_rewards(self.reward_funcs, self.args.reward_weights)
+        self.accuracy = self.args.accuracy_reward or names[0]
+        if self.accuracy not in names:
+            raise ValueError(
+                f"accuracy_reward {self.accuracy!r} is no reward function: {', '.join(names)}"
+            )
+        self.sampler = self._make_sampler()
+        if self.sampler.batches_per_epoch == 0:
+            raise ValueError(
+                f"the data set has {len(self.rows)} rows, fewer than the "
+                f"{self.sampler.rows_per_batch} groups of a window; lower "
+                "per_device_train_batch_size or steps_per_generation"
+            )
+        # Tokens that the policy of each row adds to its prompt: sampled with, never trained on.
+        self.policy_tokens = np.zeros(len(self.rows))
+        self._added: dict[str, int] = {}
+        for index, row in enumerate(self.rows):
+            length = len(render(row, self.processor, folder=self.image_folder).ids)
+            longest = length + self.args.max_completion_length
+            budget = self.args.max_tokens_per_microbatch
+            check_length(row, longest, budget, "prompt with max_completion_length")
+            if self.args.policy_generations:
+                self.policy_tokens[index] = self._policy_tokens(row, length)
+
+    def _policy_tokens(self, row: dict[str, Any], length: int) -> int:
+        """Tokens that the row's policy adds; the same for all its rows."""
+        if row.get("policy_id") is None:
+            raise ValueError(f"row {row['id']!r} has no 'policy_id'")
+        policy, name = policy_of(row, self.policies), row["policy_id"]
+        if name not in self._added:
+            aware = render(row, self.processor, policy, folder=self.image_folder)
+            self._added[name] = len(aware.ids) - length
+        return self._added[name]
+
+    def _make_sampler(self) -> WindowSampler:
+        return WindowSampler(
+            self.args,
+            self.rows,
+            self.processor,
+            self.policies,
+            self.reward_funcs,
+            accuracy=self.accuracy,
+            image_folder=self.image_folder,
+            rank=self.accelerator.process_index,
+            size=self.accelerator.num_processes,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.batches_per_epoch * self.steps_of_window
+
+    @property
+    def steps_of_window(self) -> int:
+        """Optimiser steps that a window lasts."""
+        return self.args.steps_per_window * self.args.num_iterations
+
+    def choose_trained(self) -> None:
+        if self.args.beta and not self.args.use_peft:
+            backend = self.model.attention_backend or "auto"
+            frozen = copy.deepcopy(self.model.model).requires_grad_(False)
+            self.reference = ForestModel(frozen, self.processor, attention_backend=backend).eval()
+        super().choose_trained()
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    def next_step(self) -> StepInput | None:
+        metrics: dict[str, float] = {}
+        if self.window is None or self.steps_done == self.steps_of_window:
+            self.window = self.next_window(metrics)
+            self.steps_done = 0
+            if self.window is None:
+                return None
+        size = self.args.samples_per_step
+        first = self.steps_done % self.args.steps_per_window * size
+        self.steps_done += 1
+        part = self.window.part(first, first + size)
+        table = (lambda: self.completions(part)) if self.args.log_completions else None
+        return StepInput(part.samples(), self.objective(part), metrics, table)
+
+    def objective(self, part: Window) -> PolicyLoss:
+        """The loss of one step's responses, normalised over all of the step."""
+        lengths = part.lengths
+        if self.args.mask_truncated_completions:
+            lengths = lengths * part.finished
+        totals = self.reduce({"tokens": float(lengths.sum()), "sequences": float(len(part))})
+        weights = loss_weights(
+            lengths,
+            self.args.loss_type,
+            max_completion_length=self.args.max_completion_length,
+            num_sequences=int(totals["sequences"]),
+            total_tokens=int(totals["tokens"]),
+        )
+        return PolicyLoss(
+            self.args,
+            first_column=part.first_column,
+            advantages=part.advantages,
+            token_weights=weights,
+            sampled_logprob=part.sampled_logprob,
+            policy_aware=part.policy_aware,
+            old_logprob=part.old_logprob,
+            ref_logprob=part.ref_logprob,
+            device=self.accelerator.device,
+        )
+
+    # ---- a window of responses --------------------------------------------------------------
+
+    def next_window(self, metrics: dict[str, float]) -> Window | None:
+        """Samples and scores until the window is full; None where dynamic sampling cannot fill it.
+        Adds what there is to log to `metrics`."""
+        began = time.perf_counter()
+        engine = self.engine or _TrainedModel(self)
+        sampled, kept, batches = self.sampler.fill(engine, self.state)
+        metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
+        metrics["perf/gen_s"] = time.perf_counter() - began
+        if self.args.dynamic_sampling:
+            metrics["sampling/batches"] = float(batches)
+        if not self._all_full(kept, batches):
+            return None
+        began = time.perf_counter()
+        window = self.with_logprobs(self.with_advantages(kept))
+        metrics["perf/logp_s"] = time.perf_counter() - began
+        return window
+
+    def _all_full(self, kept: Window, batches: int) -> bool:
+        """Whether every process filled its window; else says in `state` why the run ends."""
+        wanted = self.args.groups_per_window
+        found = len(kept) // self.args.group_size
+        short = self.reduce({"short": float(found < wanted)})["short"]
+        if short:
+            low, high = self.args.dynamic_sampling_range
+            self.state.stopped = (
+                f"dynamic sampling found {found} of {wanted} groups with a mean {self.accuracy} in "
+                f"({low}, {high}) among {batches} batches of rows (max_resample_batches); the rest "
+                "is solved, or out of reach"
+            )
+        return not short
+
+    def with_advantages(self, window: Window) -> Window:
+        """Advantages over the pooled groups, of both arms together."""
+        rewards = self.gather(window.rewards)
+        groups = torch.arange(len(rewards)) // self.args.group_size
+        pooled = group_advantage(rewards, groups, scale=self.args.scale_rewards).advantages
+        first = self.accelerator.process_index * len(window)
+        return replace(window, advantages=pooled[first : first + len(window)])
+
+    def with_logprobs(self, window: Window) -> Window:
+        """Old and reference log-probs, policy-free, where the loss needs them."""
+        old = reference = None
+        if self.steps_of_window > 1:
+            old = self.logprobs(window, self.wrapped)
+        if self.args.beta:
+            off = self.model.adapter_disabled() if self.args.use_peft else nullcontext()
+            with off:
+                reference = self.logprobs(window, self.reference or self.wrapped)
+        return replace(window, old_logprob=old, ref_logprob=reference)
+
+    def logprobs(self, window: Window, model: Callable[..., Any]) -> Tensor:
+        """(M,) log-probs of all response tokens after (image, question), at the sampling
+        temperature; float32, float64 of a float64 model."""
+        first_column = window.first_column.to(self.accelerator.device)
+        found: Tensor | None = None
+
+        def score_batch(
+            batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
+        ) -> tuple[Tensor, Tensor]:
+            scores = batch.sample_scores()
+            logprob, _ = token_logprob(
+                hidden,
+                head,
+                scores.rows,
+                scores.targets,
+                temperature=self.args.temperature,
+                softcap=softcap,
+            )
+            sample = batch.sample_ids[scores.samples]
+            return first_column[sample] + scores.index, logprob
+
+        with torch.no_grad():
+            for batch in self.microbatches(window.samples()):
+                column, logprob = self.forward(batch, score_batch, model)
+                if found is None:
+                    found = torch.empty(len(window.ids), dtype=logprob.dtype)
+                found[column.cpu()] = logprob.cpu()
+        assert found is not None
+        return found
+
+    # ---- logs and checkpoints ---------------------------------------------------------------
+
+    def log_window(self, window: Window) -> dict[str, float]:
+        """Metrics of everything sampled for a window, on all processes."""
+        saved = self.policy_tokens[window.rows.numpy()]
+        sums = rollout_sums(window, self.args.group_size, self.accuracy, saved)
+        return rollout_metrics(window, self.reduce(sums), self.gather)
+
+    def completions(self, part: Window) -> list[dict[str, Any]]:
+        """The table of a step's responses."""
+        rows = [self.rows[i] for i in part.rows.tolist()]
+        return [
+            {
+                "step": self.state.global_step,
+                "id": str(row["id"]),
+                "policy_id": row.get("policy_id"),
+                "arm": ARMS[int(part.policy_aware[i])],
+                "prompt": row["prompt"],
+                "completion": self.processor.decode(part.response(i)),
+                **{name: float(values[i]) for name, values in part.parts.items()},
+                "reward": float(part.rewards[i]),
+                "advantage": float(part.advantages[i]),
+                **{name: values[i] for name, values in part.extra.items()},
+            }
+            for i, row in enumerate(rows)
+        ]
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors = {"batches_drawn": torch.tensor(self.sampler.batches_drawn)}
+        if self.window is None or self.steps_done == self.steps_of_window:
+            return {"steps_done": None}, tensors
+        return {"steps_done": self.steps_done}, {**tensors, **self.window.tensors()}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.sampler.batches_drawn = int(tensors.pop("batches_drawn"))
+        self.window = None
+        if values["steps_done"] is not None:
+            self.steps_done = int(values["steps_done"])
+            prompts = [
+                render(self.rows[i], self.processor, folder=self.image_folder)
+                for i in tensors["rows"].tolist()
+            ]
+            self.window = Window.from_tensors(tensors, prompts)
+
+
+class _TrainedModel(NativeEngine):
+    """The engine by default: the model itself, with the precision and the features of training."""
+
+    def __init__(self, trainer: PolicyRolloutTrainer) -> None:
+        super().__init__(trainer.model, features=trainer.features.of)
+        self._precision = trainer.precision
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[list[Response]]:
+        with self._precision():
+            return super().generate(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    from fastmpi.cli import main
+
+    main(["rl", *sys.argv[1:]])

@@ -1,0 +1,112 @@
+"""The rows a stage trains on, checked before anything is written.
+
+A row is a dict {"id", "policy_id", "images", "prompt", "reasoning", "answer"} and any more columns;
+`datasets.Dataset` and lists of dicts both serve. `id` defaults to the row's number, `images` to
+none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastmpi.policies import Policy
+
+Row = dict[str, Any]
+ValueT = TypeVar("ValueT")
+
+
+class Rows(Sequence[Row]):
+    """A data set whose rows have what the stage needs; ValueError names the row that has not."""
+
+    def __init__(self, dataset: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        self._dataset = dataset
+        if len(dataset) == 0:
+            raise ValueError("the data set has no rows")
+        for row in self:
+            for column in columns:
+                if row.get(column) is None:
+                    raise ValueError(f"row {row['id']!r} has no {column!r}")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = dict(self._dataset[int(index)])
+        row["id"] = str(index) if row.get("id") is None else row["id"]
+        row["images"] = list(row.get("images") or [])
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(len(self)))
+
+    def digest(self) -> str:
+        """Hash of ids, prompts and answers: tells data sets apart on resuming."""
+        hashed = hashlib.sha256()
+        for row in self:
+            hashed.update(repr([row["id"], row.get("prompt"), row.get("answer")]).encode())
+        return hashed.hexdigest()
+
+
+def policy_of(row: Row, policies: Mapping[str, Policy] | None) -> Policy:
+    """The row's policy; ValueError names row and id where there is none of that name."""
+    if policies is None:
+        raise ValueError(f"row {row['id']!r} needs its policy: give the trainer `policies`")
+    name = row["policy_id"]
+    if name not in policies:
+        close = difflib.get_close_matches(str(name), list(policies), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"row {row['id']!r}: unknown policy_id {name!r}{hint}")
+    return policies[name]
+
+
+def check_length(row: Row, length: int, budget: int, what: str = "sample") -> None:
+    """ValueError if the row does not fit into a forward pass."""
+    if length > budget:
+        raise ValueError(
+            f"row {row['id']!r}: its {what} has {length} tokens, more than "
+            f"max_tokens_per_microbatch = {budget}; samples with images are never truncated"
+        )
+
+
+def shuffled(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """(num_rows,) int64: the order of the rows in one epoch, the same on every machine."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+class BoundedCache(Generic[ValueT]):
+    """Keeps the most recently used values while they fit into `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[Hashable, tuple[ValueT, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def get(
+        self, key: Hashable, make: Callable[[], ValueT], size: Callable[[ValueT], int]
+    ) -> ValueT:
+        """The value of `key`, made if it is not here."""
+        if key not in self._kept:
+            self.put(key, (value := make()), size(value))
+            return value
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: Hashable, value: ValueT, num_bytes: int) -> None:
+        """Keep a value, and let the oldest go."""
+        self._kept[key] = (value, num_bytes)
+        self._bytes += num_bytes
+        while self._bytes > self.max_bytes and self._kept:
+            self._bytes -= self._kept.popitem(last=False)[1][1]

@@ -1,0 +1,152 @@
+"""Fills generation windows: rows are drawn, their groups sampled and scored, and, with dynamic
+sampling, replaced until enough of them can teach something (DAPO, arXiv 2503.14476).
+
+Unusual: the only state is how many batches of rows were drawn. Which rows a batch holds and which
+random numbers its groups use follow from that number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastmpi.rewards import RewardFunction, score
+from fastmpi.rollout.groups import ARMS, PolicyRollout, Rollout, informative_groups
+from fastmpi.rollout.sampling import SamplingParams
+from fastmpi.stages.rows import Rows, shuffled
+from fastmpi.stages.window import Window
+
+if TYPE_CHECKING:
+    from fastmpi.config import PolicyRolloutConfig
+    from fastmpi.data.processor import Processor
+    from fastmpi.policies import Policy
+    from fastmpi.rollout.engine import Engine
+
+
+class WindowSampler:
+    """One process's share of every window. accuracy: the reward function that dynamic sampling
+    looks at. rank, size: of this process among all."""
+
+    def __init__(
+        self,
+        args: PolicyRolloutConfig,
+        rows: Rows,
+        processor: Processor,
+        policies: Mapping[str, Policy] | None,
+        reward_funcs: Sequence[RewardFunction],
+        *,
+        accuracy: str,
+        image_folder: Path | None = None,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self.args, self.rows, self.processor = args, rows, processor
+        self.policies, self.reward_funcs, self.accuracy = policies, reward_funcs, accuracy
+        self.image_folder, self.rank, self.size = image_folder, rank, size
+        self.batches_drawn = 0
+        self.custom_metrics: dict[str, float] = {}  # what reward functions logged
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows that all processes draw together: the groups of a window."""
+        return self.args.groups_per_window * self.size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches of an epoch; rows that are left over wait for the next shuffle."""
+        return len(self.rows) // self.rows_per_batch
+
+    def fill(self, engine: Engine, trainer_state: Any) -> tuple[Window, Window, int]:
+        """(everything sampled, the groups to train on, batches drawn). Fewer groups than a window
+        holds if max_resample_batches did not give enough."""
+        sampled: list[Window] = []
+        kept: list[Window] = []
+        wanted = self.args.groups_per_window * self.args.group_size
+        while not sampled or (
+            sum(map(len, kept)) < wanted and len(sampled) < self.args.max_resample_batches
+        ):
+            sampled.append(self.batch(engine, trainer_state))
+            kept.append(self._informative(sampled[-1]))
+        return Window.join(sampled), Window.join(kept).part(0, wanted), len(sampled)
+
+    def batch(self, engine: Engine, trainer_state: Any) -> Window:
+        """The next batch of rows, their groups sampled and scored."""
+        count = self.args.groups_per_window
+        epoch, place = divmod(self.batches_drawn, self.batches_per_epoch)
+        first = place * self.rows_per_batch + self.rank * count
+        indices = shuffled(len(self.rows), self.args.seed, epoch)[first : first + count]
+        rows = [self.rows[int(i)] for i in indices]
+        rollouts = PolicyRollout(
+            engine,
+            self.processor,
+            self.policies or {},
+            num_generations=self.args.num_generations,
+            num_policy_generations=self.args.policy_generations,
+            folder=self.image_folder,
+        ).generate(
+            rows,
+            self._sampling_params(),
+            first_group=self.batches_drawn * self.rows_per_batch + self.rank * count,
+        )
+        self.batches_drawn += 1
+        return self._scored(rollouts, rows, indices, trainer_state)
+
+    def _sampling_params(self) -> SamplingParams:
+        args = self.args
+        return SamplingParams(
+            args.max_completion_length, args.temperature, args.top_p, args.top_k, seed=args.seed
+        )
+
+    def _scored(
+        self,
+        rollouts: Sequence[Rollout],
+        rows: Sequence[Mapping[str, Any]],
+        indices: np.ndarray,
+        trainer_state: Any,
+    ) -> Window:
+        """Rewards of the responses. Reward functions see every column of the rows, and `arm`."""
+        responses = [rollout.response for rollout in rollouts]
+        own = [rows[rollout.row] for rollout in rollouts]
+        names = sorted({name for row in rows for name in row} - {"prompt"})
+        columns = {name: [row.get(name) for row in own] for name in names}
+        extra: dict[str, list[Any]] = {}
+        result = score(
+            self.reward_funcs,
+            self.args.reward_weights,
+            [row["prompt"] for row in own],
+            [self.processor.decode(response.ids) for response in responses],
+            [response.ids.tolist() for response in responses],
+            {**columns, "arm": [rollout.arm for rollout in rollouts]},
+            trainer_state=trainer_state,
+            log_extra=lambda name, values: extra.update({name: list(values)}),
+            log_metric=lambda name, value: self.custom_metrics.update({name: float(value)}),
+        )
+        return Window(
+            prompts=[rollout.prompt for rollout in rollouts],
+            rows=torch.tensor([int(indices[rollout.row]) for rollout in rollouts]),
+            policy_aware=torch.tensor([rollout.arm == ARMS[1] for rollout in rollouts]),
+            ids=torch.from_numpy(np.concatenate([r.ids for r in responses])),
+            sampled_logprob=torch.from_numpy(np.concatenate([r.logprobs for r in responses])),
+            lengths=torch.tensor([len(response.ids) for response in responses]),
+            finished=torch.tensor([response.finished for response in responses]),
+            parts={name: torch.from_numpy(values) for name, values in result.parts.items()},
+            rewards=torch.from_numpy(result.rewards),
+            advantages=torch.zeros(len(rollouts), dtype=torch.float64),
+            extra=extra,
+        )
+
+    def _informative(self, window: Window) -> Window:
+        """The groups that dynamic sampling keeps; all without it."""
+        if not self.args.dynamic_sampling:
+            return window
+        size = self.args.group_size
+        groups = np.arange(len(window)) // size
+        accuracy = window.parts[self.accuracy].numpy()
+        kept = informative_groups(accuracy, groups, *self.args.dynamic_sampling_range)
+        return Window.join(
+            [window.part(0, 0), *(window.part(g * size, (g + 1) * size) for g in kept)]
+        )

@@ -1,0 +1,86 @@
+"""A run's checkpoints: what of a Trainer is written, and how it is put back.
+
+Unusual: a full fine-tuning reads its weights back from the checkpoint's own model folder. Under
+LoRA that folder holds the merged model, which anyone can use, and the adapter is kept beside it,
+because merging cannot be undone to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastmpi import checkpoint as checkpoints
+from fastmpi.models.forest_model import ForestModel
+from fastmpi.stages.optimizer import load_optimizer_tensors, optimizer_tensors
+from fastmpi.stages.step import TrainState
+
+if TYPE_CHECKING:
+    from fastmpi.stages.loop import Trainer
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """Write `checkpoint-{step}` with all that is needed to continue, and drop old ones."""
+    accelerator, args = trainer.accelerator, trainer.args
+    rank, size = accelerator.process_index, accelerator.num_processes
+    stage_values, stage_tensors = trainer.state_dict()
+    with checkpoints.written_aside(
+        args.output_dir,
+        trainer.state.global_step,
+        is_main=accelerator.is_main_process,
+        barrier=accelerator.wait_for_everyone,
+    ) as folder:
+        own = {"rng": checkpoints.rng_state(), "rollout": stage_tensors}
+        for name, tensors in own.items():
+            checkpoints.write_tensors(checkpoints.state_path(folder, name, rank, size), tensors)
+        if accelerator.is_main_process:
+            _write_shared(trainer, folder, stage_values)
+    if accelerator.is_main_process:
+        checkpoints.prune(args.output_dir, args.save_total_limit)
+
+
+def load_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Put everything back as it was; ValueError for a checkpoint of another run."""
+    state = checkpoints.read_state(folder)
+    checkpoints.check_same_run(folder, state, trainer.identity)
+    rank, size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    _load_weights(trainer, folder)
+    moments = checkpoints.read_tensors(checkpoints.state_path(folder, "optimizer"))
+    load_optimizer_tensors(trainer.optimizer, trainer.parameters, moments)
+    rng = checkpoints.read_tensors(checkpoints.state_path(folder, "rng", rank, size))
+    checkpoints.set_rng_state(rng)
+    trainer.state = TrainState(**{**state["train"], "stopped": None})
+    trainer.means.load_state_dict(state["means"])
+    rollout = checkpoints.read_tensors(checkpoints.state_path(folder, "rollout", rank, size))
+    trainer.load_state_dict(state["stage_state"], rollout)
+
+
+def _write_shared(trainer: Trainer, folder: Path, stage_values: dict[str, Any]) -> None:
+    """What all processes have in common."""
+    trainer.model.save_pretrained(folder)
+    moments = optimizer_tensors(trainer.optimizer, trainer.parameters)
+    checkpoints.write_tensors(checkpoints.state_path(folder, "optimizer"), moments)
+    if trainer.args.use_peft:
+        adapter = checkpoints.state_path(folder, "adapter")
+        checkpoints.write_tensors(adapter, dict(trainer.parameters))
+    state = {
+        **trainer.identity,
+        "train": dataclasses.asdict(trainer.state),
+        "means": trainer.means.state_dict(),
+        "stage_state": stage_values,
+    }
+    checkpoints.write_state(folder, state)
+
+
+def _load_weights(trainer: Trainer, folder: Path) -> None:
+    if trainer.args.use_peft:
+        saved = checkpoints.read_tensors(checkpoints.state_path(folder, "adapter"))
+    else:
+        other = ForestModel.from_pretrained(folder, dtype=trainer.model.dtype, probe=False)
+        saved = dict(other.named_parameters())
+    with torch.no_grad():
+        for name, parameter in trainer.parameters.items():
+            parameter.copy_(saved[name])

@@ -1,0 +1,159 @@
+"""One optimiser step, however it is cut.
+
+Unusual: the loss normaliser belongs to the whole step and is known before its first micro-batch, so
+the gradients of micro-batches, accumulation steps and processes simply add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastmpi.config import TrainingConfig
+from fastmpi.data.batch import ForestBatch, microbatches
+from fastmpi.stages.features import FeatureCache
+from fastmpi.stages.objectives import Objective
+from fastmpi.stages.optimizer import learning_rate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from fastmpi.data.processor import Processor
+    from fastmpi.data.samples import Sample
+    from fastmpi.models.forest_model import ForestModel
+
+
+@dataclass
+class StepInput:
+    """What one optimiser step trains on: this process's samples, the step's objective, and the
+    metrics that came up while it was made."""
+
+    samples: list[Sample]
+    objective: Objective
+    metrics: dict[str, float] = field(default_factory=dict)
+    completions: Callable[[], list[dict[str, Any]]] | None = None  # the table, if wanted
+
+
+@dataclass
+class TrainState:
+    """How far a run is. Times and tokens are those of training alone: no evaluation, no saving."""
+
+    global_step: int = 0
+    num_tokens: int = 0  # of all processes, before merging
+    cpu_seconds: float = 0.0  # of this process
+    train_seconds: float = 0.0
+    stopped: str | None = None  # why the run ended early
+
+
+class OptimizerStep:
+    """Takes steps with the model and optimiser that a Trainer, which inherits this, has set up."""
+
+    args: TrainingConfig
+    accelerator: Accelerator
+    model: ForestModel
+    wrapped: torch.nn.Module  # the model as accelerate runs it
+    processor: Processor
+    parameters: dict[str, torch.nn.Parameter]  # those that train
+    optimizer: torch.optim.Optimizer
+    features: FeatureCache
+    state: TrainState
+    total_steps: int
+
+    def optimizer_step(self, step: StepInput) -> dict[str, float]:
+        """Gradients of all micro-batches, clipping, AdamW. The metrics are of all processes."""
+        began = time.perf_counter()
+        rate = learning_rate(self.args, self.state.global_step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        counts = self.accumulate_gradients(step)
+        max_norm = self.args.max_grad_norm or math.inf
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), max_norm))
+        if not math.isfinite(grad_norm):
+            raise RuntimeError(
+                f"step {self.state.global_step + 1}: the gradient is {grad_norm}; "
+                "lower learning_rate, or look for a sample with an extreme loss"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self.reduce({**step.objective.sums, **counts})
+        self.state.num_tokens += int(sums["perf/tokens"])
+        tokens, merged = sums.pop("perf/tokens"), sums.pop("perf/merged_tokens")
+        return {
+            **step.objective.metrics(sums),
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "perf/tokens": tokens,
+            "perf/merged_tokens": merged,
+            "perf/prefix_ratio": tokens / merged,
+            "perf/train_s": time.perf_counter() - began,
+        }
+
+    def accumulate_gradients(self, step: StepInput) -> dict[str, float]:
+        """Adds the whole step's gradient to the parameters; how many tokens that took."""
+        batches = self.microbatches(step.samples)
+        # Every process makes equally many passes, or the others would wait for it for ever.
+        passes = int(self.gather(torch.tensor([len(batches)])).max())
+        silent = [_silenced(batches[0])] * (passes - len(batches))
+        for i, batch in enumerate([*batches, *silent]):
+            last = i == passes - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self.forward(batch, step.objective)
+                # Processes average their gradients; the step's loss is their sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+        return {
+            "perf/tokens": float(sum(b.num_unshared_tokens for b in batches)),
+            "perf/merged_tokens": float(sum(b.num_tokens for b in batches)),
+        }
+
+    def microbatches(self, samples: Sequence[Sample]) -> list[ForestBatch]:
+        """The samples as forests of at most max_tokens_per_microbatch tokens."""
+        budget, share = self.args.max_tokens_per_microbatch, self.args.share_prefix
+        return microbatches(samples, self.processor, budget, share=share)
+
+    def forward(
+        self, batch: ForestBatch, score: Callable[..., Any], model: Callable[..., Any] | None = None
+    ) -> Any:
+        """`score(batch, hidden, head, softcap)` of one micro-batch, on the device. model: the one
+        that is trained, or another."""
+        features = self.features.of(batch.images)
+        batch = batch.to(self.accelerator.device)
+        device_type = self.accelerator.device.type
+
+        def head(hidden: Tensor, weight: Tensor) -> Any:
+            with torch.autocast(device_type, enabled=False):
+                return score(batch, hidden, weight, self.model.softcap)
+
+        with self.precision():
+            return (model or self.wrapped)(batch, head, features)
+
+    def precision(self) -> torch.autocast:
+        """Mixed precision, if asked for."""
+        device_type = self.accelerator.device.type
+        return torch.autocast(device_type, torch.bfloat16, enabled=self.args.bf16)
+
+    def reduce(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Each value added over all processes."""
+        if self.accelerator.num_processes == 1:
+            return dict(sums)
+        values = torch.tensor(list(sums.values()), dtype=torch.float64)
+        total = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return dict(zip(sums, total.tolist(), strict=True))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(n,) values of all processes, in the order of their ranks: (processes * n,)."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
+
+
+def _silenced(batch: ForestBatch) -> ForestBatch:
+    """The same tokens without a loss: a pass that only keeps the other processes company."""
+    return dataclasses.replace(batch, weights=torch.zeros_like(batch.weights))

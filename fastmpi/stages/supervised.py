@@ -1,0 +1,74 @@
+"""What stages 1 and 2 share: epochs of shuffled rows, one sample a row, next-token loss.
+
+A stage that is supervised says only what sample a row becomes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastmpi.data.samples import Sample
+from fastmpi.stages.loop import StepInput, Trainer
+from fastmpi.stages.objectives import NextTokenLoss
+from fastmpi.stages.rows import BoundedCache, Row, check_length, shuffled
+
+MAX_SAMPLE_BYTES = 2**30
+
+
+class SupervisedTrainer(Trainer):
+    """Rows to samples to steps. The last step of an epoch takes the rows that are left."""
+
+    @abstractmethod
+    def sample(self, row: Row) -> Sample:
+        """The token ids, pictures and loss weights of a row; the row's `id` is in every error."""
+
+    def check(self) -> None:
+        self._samples: BoundedCache[Sample] = BoundedCache(MAX_SAMPLE_BYTES)
+        for index in range(len(self.rows)):
+            sample = self._sample(index)
+            check_length(self.rows[index], len(sample.ids), self.args.max_tokens_per_microbatch)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimiser step, on all processes."""
+        return self.args.samples_per_step * self.accelerator.num_processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.rows) / self.rows_per_step)
+
+    def next_step(self) -> StepInput:
+        rows = self.rows_of_step(self.state.global_step)
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [self._sample(int(i)) for i in rows[rank::size]]
+        total = self.reduce({"weight": sum(float(s.weights.sum()) for s in mine)})["weight"]
+        if not mine:  # fewer rows left than processes: go through the motions without a loss
+            other = self._sample(int(rows[0]))
+            mine = [Sample(other.ids, other.images, np.zeros_like(other.weights))]
+        return StepInput(mine, NextTokenLoss(total))
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Nothing: a step follows from its number."""
+        return {}, {}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        assert not values and not tensors
+
+    def rows_of_step(self, step: int) -> np.ndarray:
+        """Indices of the rows that optimiser step `step` (0, 1, ...) trains on."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = shuffled(len(self.rows), self.args.seed, epoch)
+        return order[place * self.rows_per_step : (place + 1) * self.rows_per_step]
+
+    def _sample(self, index: int) -> Sample:
+        return self._samples.get(index, lambda: self.sample(self.rows[index]), _num_bytes)
+
+
+def _num_bytes(sample: Sample) -> int:
+    pixels = sum(i.pixels.numel() * i.pixels.element_size() for i in sample.images)
+    return sample.ids.nbytes + sample.weights.nbytes + pixels
