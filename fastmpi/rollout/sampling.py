@@ -105,7 +105,8 @@ class Sampler:
         """Tokens (B,) and their log-probs (B,) from hidden states (B, H) and uniforms (B,)."""
         params = self._params
         hidden = hidden.to(self._head.dtype)
-        logits = head_logits(hidden, self._head, params.temperature or 1.0, self._softcap)
+        with torch.autocast(hidden.device.type, enabled=False):  # logits are never narrow
+            logits = head_logits(hidden, self._head, params.temperature or 1.0, self._softcap)
         allowed = logits.index_fill(-1, self._forbidden, -torch.inf)
         tokens = allowed.argmax(-1) if params.temperature == 0 else self._draw(allowed, uniform)
         chosen = logits.gather(-1, tokens[:, None])[:, 0]
