@@ -19,11 +19,11 @@ PACKAGE = Path(fastmpi.__file__).parent
 LAYERS = [
     {"kernels", "_C", "reference"},
     {"ops"},
-    {"rewards", "config", "settings", "checkpoint", "tracking"},  # the leaves
-    {"models", "data", "policies", "assets"},
+    {"rewards", "config", "settings", "checkpoint", "tracking", "environment", "assets"},
+    {"models", "data", "policies"},
     {"rollout", "evaluation", "report"},
-    {"stages"},
-    {"cli", "__main__", "recipe", "environment"},
+    {"stages", "recipe"},
+    {"cli", "flags", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -1,1 +1,4 @@
-"""Triton kernels, one file per op; the modules live in ../../kernels. Import them from fastmpi.ops only."""
+"""Triton kernels, one file per op; the modules live in ../../kernels.
+
+Import them from fastmpi.ops only.
+"""
