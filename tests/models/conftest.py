@@ -1,13 +1,19 @@
-"""Tiny model folders of all families, made once a session."""
+"""Tiny models of all families: made, saved and loaded once a session, copied for each test."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from fastmpi.models.forest_model import ForestModel
 from fastmpi.models.tiny import FAMILIES, tiny_model
+
+_loaded: dict[Any, ForestModel] = {}
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +30,17 @@ def family(request) -> str:
 
 
 @pytest.fixture
-def load(folders) -> Callable:
-    from fastmpi.models.forest_model import ForestModel
+def load(folders) -> Callable[..., ForestModel]:
+    """`load(family, **options of from_pretrained)` -> a ForestModel of the test's own."""
 
-    return lambda family, **options: ForestModel.from_pretrained(
-        folders[family], **{"probe": False, **options}
-    )
+    def load(family: str, *, dtype: torch.dtype = torch.float32, **options) -> ForestModel:
+        options = {"dtype": dtype, "probe": False, **options}
+        key = (family, *options.items())
+        if key not in _loaded:
+            _loaded[key] = ForestModel.from_pretrained(folders[family], **options)
+        original = _loaded[key]
+        backend = original.attention_backend or "auto"
+        base = copy.deepcopy(original.base)
+        return ForestModel(base, original.processor, attention_backend=backend).eval()
+
+    return load
