@@ -22,7 +22,7 @@ from fastmpi.data.samples import Prompt
 from fastmpi.models.attention import ForestPattern
 from fastmpi.models.features import ImageFeatures
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.rollout.cache import DecodeCache, PromptRecorder
+from fastmpi.rollout.cache import DecodeCache, PromptRecorder, Shelf, shelves
 from fastmpi.rollout.decoding import Decoding
 from fastmpi.rollout.engine import Response
 from fastmpi.rollout.sampling import Sampler, SamplingParams, uniforms
@@ -82,11 +82,14 @@ class NativeEngine:
         streams = range(len(prompts)) if streams is None else streams
         _check(prompts, counts, streams)
         results: list[list[Response]] = [[] for _ in prompts]
-        with _evaluating(self.model), torch.inference_mode():
+        with _evaluating(self.model), torch.no_grad():
+            # not in inference mode: its tensors, kept in a cache, could not be trained with
             features = self._features([image for prompt in prompts for image in prompt.images])
+        with _evaluating(self.model), torch.inference_mode():
             sampler = self._sampler(params)
             done = _Done(sum(counts), self.progress)
             for wave in self._waves(_distinct(prompts, counts)):
+                wave.sort(key=lambda request: len(request.prompt.ids))  # for the cache's shelves
                 members = [member for request in wave for member in request.members]
                 random = [
                     uniforms(params.seed, streams[p], i, params.max_tokens) for p, i in members
@@ -127,14 +130,13 @@ class NativeEngine:
         done: _Done,
     ) -> list[Response]:
         """Responses of one wave, in the order of its members."""
-        counts = torch.tensor([len(request.members) for request in wave])
-        owner = torch.arange(len(wave)).repeat_interleave(counts).to(self.model.device)
-        hidden, positions, cache = self._prefill(wave, features, owner)
+        hidden, positions, cache = self._prefill(wave, features)
+        counts = torch.tensor([len(request.members) for request in wave], device=hidden.device)
+        hidden, positions = (x.repeat_interleave(counts, 0) for x in (hidden, positions))
         stop_token_ids = params.stop_token_ids
         if stop_token_ids is None:
             stop_token_ids = self.model.processor.eos_token_ids
         state = Decoding(torch.from_numpy(random).to(hidden.device), stop_token_ids)
-        hidden, positions = hidden[owner], positions[owner]
         for step in range(params.max_tokens):
             tokens = state.add(step, *sampler(hidden, state.uniform(step)))
             done.report(state)
@@ -150,22 +152,29 @@ class NativeEngine:
         return state.responses()
 
     def _prefill(
-        self, wave: list[_Request], features: ImageFeatures, owner: Tensor
+        self, wave: list[_Request], features: ImageFeatures
     ) -> tuple[Tensor, Tensor, DecodeCache]:
         """Last hidden states (P, H) and next positions (P,) of the prompts, and their cache."""
-        processor = self.model.processor
-        batch = ForestBatch.from_prompts([request.prompt for request in wave], processor)
+        batch = ForestBatch.from_prompts([r.prompt for r in wave], self.model.processor)
         batch = batch.to(self.model.device)
-        lengths = batch.offsets.diff()  # (P,)
-        within = torch.arange(int(lengths.max()), device=lengths.device).expand(len(wave), -1)
-        within = within.minimum(lengths[:, None] - 1)  # (P, L), a prompt's last token repeated
-        rows = batch.flat_index[batch.offsets[:-1, None] + within]
+        prompts = list(_shelves(batch, [len(r.members) for r in wave]))
         forest = ForestPattern(batch.subtree_end, self.model.attention_backend)
-        recorder = PromptRecorder(forest, rows)
-        hidden = self.model.hidden(batch, features, recorder)
-        next_positions = batch.position_ids[:, rows].amax((0, 2)) + 1
-        cache = DecodeCache(recorder.keys, recorder.values, lengths, owner)
-        return hidden[rows[:, -1]], next_positions, cache
+        hidden = self.model.hidden(batch, features, PromptRecorder(forest, prompts))
+        last = batch.flat_index[batch.offsets[1:] - 1]
+        positions = [batch.position_ids[:, shelf.rows].amax((0, 2)) + 1 for shelf in prompts]
+        return hidden[last], torch.cat(positions), DecodeCache(prompts)
+
+
+def _shelves(batch: ForestBatch, counts: list[int]) -> Iterator[Shelf]:
+    """The prompts of `batch`, which ascend in length, with `counts` responses each."""
+    device = batch.offsets.device
+    lengths = batch.offsets.diff()  # (P,)
+    for start, stop in shelves(lengths.tolist()):
+        last = lengths[start:stop, None] - 1
+        within = torch.arange(int(lengths[stop - 1]), device=device).minimum(last)  # (P, L)
+        rows = batch.flat_index[batch.offsets[start:stop, None] + within]
+        owner = torch.arange(stop - start).repeat_interleave(torch.tensor(counts[start:stop]))
+        yield Shelf(rows, lengths[start:stop], owner.to(device))
 
 
 @dataclass
