@@ -57,7 +57,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("config", "message"), REFUSED, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(("config", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_refused_with_the_reason(config, message):
     with pytest.raises(ValueError, match=message):
         check_supported(config)

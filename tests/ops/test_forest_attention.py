@@ -140,6 +140,8 @@ def test_flex_blocks_are_the_touched_ones():
     visible[:700, :700] = forest_mask(end)
     padding = torch.arange(700, 768)
     visible[padding, padding] = True
+    rows = torch.arange(768)
+    assert torch.equal(mask.mask_mod(0, 0, rows[:, None], rows[None]), visible)
     blocks = visible.view(6, 128, 6, 128).transpose(1, 2).flatten(2)
     assert torch.equal(mask.to_dense()[0, 0].bool(), blocks.any(2))
     fully = torch.zeros(6, 6, dtype=torch.bool)
