@@ -77,12 +77,15 @@ def place_objects(
 
     `size` (width, height) is the picture that `pixel_coords` refer to, by default (480, 320), or
     (64, 64) for `quadrants`. Raises `ValueError` for an unknown layout, for more objects than
-    fit, and for more than four in `quadrants`.
+    fit, for a picture below 16 pixels, and in `quadrants` for more than four objects and for a
+    picture that is not square.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-    place = _quadrants if layout == "quadrants" else _free
-    return place(rng, objects, size or DEFAULT_SIZE[layout])
+    size = size or DEFAULT_SIZE[layout]
+    if min(size) < 16 or (layout == "quadrants" and size[0] != size[1]):
+        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels does not suit {layout!r}")
+    return (_quadrants if layout == "quadrants" else _free)(rng, objects, size)
 
 
 def checked_attributes(attributes: Attributes) -> dict[str, tuple[str, ...]]:

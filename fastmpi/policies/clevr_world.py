@@ -95,9 +95,7 @@ def choose_scenes(
     assigned: list[Assigned] = []
     for policy, tree in enumerate(trees):
         share = count // len(trees) + (policy < count % len(trees))
-        # What the other policies need must stay.
-        num_candidates = min(CANDIDATES * share, len(left) - (count - len(assigned) - share))
-        candidates, left = left[:num_candidates], left[num_candidates:]
+        candidates, left = left[: CANDIDATES * share], left[CANDIDATES * share :]
         chosen = set(balanced(rng, tree, candidates, share))
         assigned += [(candidates[i], policy) for i in sorted(chosen)]
         left += [scene for i, scene in enumerate(candidates) if i not in chosen]

@@ -95,6 +95,8 @@ def test_sampling_is_deterministic_and_respects_attributes() -> None:
     ("arguments", "message"),
     [
         ({"num_objects": 5, "layout": "quadrants"}, "at most 4"),
+        ({"num_objects": 2, "layout": "quadrants", "size": (64, 32)}, "64 x 32"),
+        ({"num_objects": 2, "size": (96, 8)}, "96 x 8"),
         ({"num_objects": 2, "layout": "ring"}, "'ring' is none of"),
         ({"num_objects": 2, "attributes": {"color": ("pink",)}}, "pink"),
         ({"num_objects": 2, "attributes": {"weight": ("heavy",)}}, "weight"),
