@@ -137,8 +137,9 @@ class Processor:
         patch = self.config.vision_config.patch_size
         h, w = size[0] // patch, size[1] // patch
         has_cls = self.config.vision_config.model_type == "clip_vision_model"
-        keeps_cls = self.config.vision_feature_select_strategy == "full" and has_cls
-        return 1, h, w, h * w + int(keeps_cls)
+        # "default" drops the tower's first row, which is the class token where there is one.
+        drops_first = self.config.vision_feature_select_strategy == "default"
+        return 1, h, w, h * w + int(has_cls) - int(drops_first)
 
 
 def _placeholder_ids(config: PretrainedConfig) -> tuple[int, ...]:
