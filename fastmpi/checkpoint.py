@@ -166,7 +166,8 @@ def rng_state() -> dict[str, Tensor]:
     none of them; a reward function may."""
     version, internal, gauss = random.getstate()
     assert version == 3
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    numpy_state: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, position, has_gauss, cached = numpy_state
     assert name == "MT19937"
     state = {
         "python": torch.tensor(internal, dtype=torch.int64),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,7 +88,10 @@ class Tracker:
         if is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             _drop_after(self.folder / METRICS_FILE, start_step)
-            makers = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+            makers: dict[str, Callable[..., Writer]] = {
+                "tensorboard": _TensorBoard,
+                "wandb": _Wandb,
+            }
             self._writers = [makers[w](self.folder, name, config or {}) for w in report_to]
             if show_progress:
                 self._bar = _Bar(name, total_steps, start_step)

@@ -40,11 +40,12 @@ from fastmpi.rewards import RewardFunction, check_rewards
 from fastmpi.rollout.engine import Engine, Response
 from fastmpi.rollout.groups import ARMS
 from fastmpi.rollout.native import NativeEngine
-from fastmpi.stages.loop import Evaluate, StepInput, Trainer
+from fastmpi.stages.loop import Evaluate, Trainer
 from fastmpi.stages.objectives import PolicyLoss
 from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
 from fastmpi.stages.rows import check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
+from fastmpi.stages.step import StepInput
 from fastmpi.stages.window import Window
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def rollout_metrics(
         for name, count in sums.items()
         if name.endswith("#") and count
     }
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, mean in means.items():
         if name.startswith("rewards/"):
             variance = max(sums[f"{name}^2"] / sums[f"{name}#"] - mean**2, 0.0)

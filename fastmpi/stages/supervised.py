@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from fastmpi.data.samples import Sample
-from fastmpi.stages.loop import StepInput, Trainer
+from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
 from fastmpi.stages.rows import BoundedCache, Row, check_length, shuffled
+from fastmpi.stages.step import StepInput
 
 MAX_SAMPLE_BYTES = 2**30
 

@@ -28,8 +28,8 @@ class Window:
     policy_aware: (S,) bool, the arm. ids, sampled_logprob: (M,) tokens, and their log-probs under
     the prompt they were sampled with. lengths: (S,) int64. finished: (S,) bool.
     parts: reward function -> (S,) float64, NaN where it does not apply. rewards: (S,) float64,
-    their weighted sum. advantages: (S,). old_logprob, ref_logprob: (M,) under the policy-free prompt.
-    extra: columns that reward functions logged, for the table of completions only.
+    their weighted sum. advantages: (S,). old_logprob, ref_logprob: (M,) under the policy-free
+    prompt. extra: columns that reward functions logged, for the table of completions only.
     """
 
     prompts: Sequence[Prompt]
