@@ -42,10 +42,10 @@ never occurred together in training (`fastmpi.assets.held_out`, a tenth of all t
 | none (chance is .125) | {rows_policy_free} | {accuracy_policy_free:.3f} |
 
 ## How it was made
-{steps} steps of {batch_size} rows in {cpu_seconds} CPU-seconds on one core, fp32, seed {seed},
-Muon (matrices) and AdamW (the rest) at {learning_rate}; {scenes} rendered scenes; all trees are
-drawn as they are needed. Three kinds of rows: descriptions of pictures with chains of yes/no
-questions, policies unrolled into their paths, and the task itself.
+{steps} steps of {batch_size} rows in {cpu_seconds} CPU-seconds on one core, seed {seed},
+fp32 weights and bf16 products, Muon (matrices) and AdamW (the rest) at {learning_rate}; {scenes}
+rendered scenes; trees are drawn as needed. Three kinds of rows: descriptions of pictures with
+chains of yes/no questions, policies unrolled into their paths, and the task itself.
 
     OMP_NUM_THREADS=1 python scripts/train_tiny_base.py --output fastmpi/assets/tiny_base
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tiny_base_tasks import TASK_WORDS, Question, Tasks
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmpi.data.processor import Processor
 from fastmpi.data.samples import Prompt, Sample
@@ -96,13 +97,20 @@ def collate(samples: Sequence[Sample], processor: Processor) -> Batch:
     )
 
 
-def losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets (M,), their log-probabilities and whether each is the most likely token."""
-    hidden = model.model(
-        input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **batch.pixels
-    ).last_hidden_state
+def losses(
+    model: torch.nn.Module, batch: Batch, *, bf16: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets (M,), their log-probabilities, and whether each is the most likely token.
+
+    With `bf16` matrices multiply in bfloat16 and the residual stream stays fp32. The plain
+    attention is chosen there: torch's fused one has a slow bf16 backward on the CPU.
+    """
     scored = batch.weights > 0
-    logits = model.lm_head(hidden[scored])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+        hidden = model.model(
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **batch.pixels
+        ).last_hidden_state
+        logits = model.lm_head(hidden[scored]).float()
     targets = batch.targets[scored]
     logprob = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return targets, logprob, logits.argmax(-1) == targets

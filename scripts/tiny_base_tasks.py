@@ -31,8 +31,9 @@ TASK_WORDS = ("describe", "trace", "none")
 NUM_CHAINS = 4
 CHAIN_DEPTH = 3
 MAX_SCENE_TRIES = 60
+LEAF_WEIGHT = 3.0  # finding a leaf in the policy is the hard part of tracing it
 
-Piece = tuple[str, float]  # a word and the weight of its loss
+Piece = tuple[str, float]  # a token and the weight of its loss
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Tasks:
         self.files = [f"{seed}-{index}.png" for index in range(num_scenes)]
         for scene, file in zip(self.scenes, self.files, strict=True):
             render_scene(scene, PICTURE_SIZE).save(folder / file)
+        # "Ġ" stands for a blank in a byte-level vocabulary.
         vocabulary = processor.tokenizer.get_vocab()
-        # A leading blank is "Ġ" in a byte-level vocabulary.
-        self.ids = {word[1:]: token for word, token in vocabulary.items() if word[0] == "Ġ"}
+        self.ids = {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
 
     def batch(self, kind: str, size: int, depth: int = 2) -> list[Sample]:
         """`size` rows of one kind; a sixteenth of the follow rows shows no policy."""
@@ -89,7 +90,7 @@ class Tasks:
         paths = list(_paths(tree.root))
         pieces: list[Piece] = []
         for index in self.rng.permutation(len(paths)):
-            pieces += [*paths[index], (";", 1.0)]
+            pieces += [*paths[index], (" ;", 1.0)]
         ask = {"role": "user", "content": f"trace {tree.name}"}
         return self._sample([*self.policy(tree).messages, ask], [], pieces)
 
@@ -143,16 +144,17 @@ class Tasks:
     def _chains(self, scene: Scene) -> list[Piece]:
         pieces: list[Piece] = []
         for _ in range(NUM_CHAINS):
-            pieces += [*self._chain(scene), (";", 0.0)]
+            pieces += [*self._chain(scene), (" ;", 0.0)]
         return pieces
 
     def _chain(self, scene: Scene) -> Iterator[Piece]:
         """A path through a random tree: a yes narrows the objects and uses up its attribute."""
-        objects, condition, used, asked = list(scene.objects), "C1", set(), set()
+        objects, condition, used, asked = list(scene.objects), " C1", set(), set()
         for _ in range(CHAIN_DEPTH):
             attribute, value = self._ask(objects, scene, used, asked)
             kept = [item for item in objects if item.has(attribute, value)]
-            yield from ((condition, 1.0), (value, 0.0), ("yes" if kept else "no", 1.0))
+            answer = " yes" if kept else " no"
+            yield from ((condition, 1.0), (f" {value}", 0.0), (answer, 1.0))
             condition += ".1" if kept else ".2"
             objects = kept or objects
             used |= {attribute} if kept else set()
@@ -181,13 +183,17 @@ def _inventory(scene: Scene) -> Iterator[Piece]:
     for place in ((False, False), (False, True), (True, False), (True, True)):
         item = found.get(place)
         words = (item.size, item.color, item.shape) if item else ("none",)
-        yield from ((word, 1.0) for word in (*words, ";"))
+        yield from ((f" {word}", 1.0) for word in (*words, ";"))
 
 
-def _paths(node: Node | Leaf) -> Iterator[list[Piece]]:
+def _paths(node: Node | Leaf, above: tuple[Piece, ...] = ()) -> Iterator[list[Piece]]:
+    """Every way through a tree, as the response that a scene on it would get."""
     if isinstance(node, Leaf):
-        yield [(word, 1.0) for word in node.case.split()]
+        *words, number = node.case.split()
+        box = [("</think>", 1.0), ("\\boxed{", 1.0), *((word, 1.0) for word in words)]
+        yield [("<think>", 1.0), *above, *box, (f" {number}", LEAF_WEIGHT), ("}", 1.0)]
         return
-    for child, answer in ((node.if_true, "yes"), (node.if_false, "no")):
-        for rest in _paths(child):
-            yield [(f"C{node.id}", 1.0), (node.value, 1.0), (answer, 0.0), *rest]
+    for child, answer in ((node.if_true, " yes"), (node.if_false, " no")):
+        condition = f" C{node.id}" if above else f"C{node.id}"
+        step = ((condition, 1.0), (f" {node.value}", 1.0), (answer, 0.0))
+        yield from _paths(child, (*above, *step))

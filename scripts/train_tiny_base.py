@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from muon import Muon
 from tiny_base_card import write_card
 from tiny_base_model import accuracy, collate, losses, new_base
 from tiny_base_tasks import Tasks
+from torch import Tensor
 
 KINDS = ("describe", "trace", "follow")
-EARLY = (0.45, 0.35, 0.20)
-LATE = (0.25, 0.15, 0.60)
-READY = {"trace": 0.93, "yes/no": 0.85}  # running accuracies that end the early phase
+EARLY = (0.35, 0.45, 0.20)
+LATE = (0.15, 0.30, 0.55)
+READY = {"leaf": 0.80, "yes/no": 0.85}  # running accuracies that end the early phase
 BATCH_SIZE = 32
 WARMUP_STEPS = 60
 MAX_GRAD_NORM = 1.0
@@ -35,9 +35,10 @@ FINAL_ROWS = 1000
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
+    parser.add_argument("--start-from", type=Path, help="folder of weights to go on from")
+    parser.add_argument("--steps", type=int, default=1600, help="optimiser steps")
     parser.add_argument(
-        "--deep-from", type=float, default=0.4, help="share of steps before N=3 joins"
+        "--deep-from", type=float, default=0.5, help="share of steps before N=3 joins"
     )
     parser.add_argument("--decay", type=float, default=0.7, help="share of steps of linear decay")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -56,15 +57,19 @@ class Schedule:
         self.running: dict[str, float] = defaultdict(float)
         self.late = False
 
-    def learning_rate(self, step: int) -> float:
+    def scale(self, step: int) -> float:
+        """Of the learning rate: warm-up, a plateau, linear decay to nothing."""
         warm = (step + 1) / WARMUP_STEPS
         left = (self.args.steps - step) / (self.args.decay * self.args.steps)
-        return self.args.learning_rate * min(warm, left, 1.0)
+        return min(warm, left, 1.0)
 
     def kind(self) -> str:
         return str(self.rng.choice(KINDS, p=LATE if self.late else EARLY))
 
     def depths(self, step: int) -> tuple[int, ...]:
+        """Trees of one layer teach what "then" and "else" are; deep ones come last."""
+        if not self.late:
+            return 1, 2
         return (2, 3) if step >= self.args.deep_from * self.args.steps else (2,)
 
     def depth(self, step: int) -> int:
@@ -78,39 +83,44 @@ class Schedule:
 
 
 def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices, AdamW for the embedding and all vectors."""
+    """Muon for matrices; AdamW for the embedding, the patch filter and vectors."""
     embedding = model.get_input_embeddings().weight
-    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
-    others = [p for p in model.parameters() if p.ndim == 1 or p is embedding]
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    others = [p for p in model.parameters() if p.ndim != 2 or p is embedding]
+    muon = torch.optim.Muon(
+        matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+    )
     adamw = torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon(matrices, lr=learning_rate), adamw]
+    return [muon, adamw]
 
 
 def train(args: argparse.Namespace, pictures: Path) -> dict:
     """The loop; returns what the model card says."""
     model, processor = new_base(args.seed)
+    if args.start_from is not None:
+        model = type(model).from_pretrained(args.start_from)
     tasks = Tasks(processor, pictures, args.scenes, seed=args.seed)
     probes = Tasks(processor, pictures, 1000, seed=args.seed + 10_000)
-    yes_no = torch.tensor([tasks.ids["yes"], tasks.ids["no"]])
-    steppers = optimisers(model, args.learning_rate)
+    yes_no = torch.tensor([tasks.ids[" yes"], tasks.ids[" no"]])
     schedule = Schedule(args)
+    steppers = optimisers(model, args.learning_rate)
+    scalers = [torch.optim.lr_scheduler.LambdaLR(o, schedule.scale) for o in steppers]
     start = time.process_time()
     spent_on_probes = 0.0
     for step in range(args.steps):
         kind, depth = schedule.kind(), schedule.depth(step)
-        samples = tasks.batch(kind, BATCH_SIZE, depth)
-        targets, logprob, correct = losses(model, collate(samples, processor))
-        loss = -logprob.mean()
+        batch = collate(tasks.batch(kind, BATCH_SIZE, depth), processor)
+        targets, logprob, correct = losses(model, batch, bf16=True)
+        weights = batch.weights[batch.weights > 0]
+        loss = -(weights * logprob).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        for stepper in steppers:
-            for group in stepper.param_groups:
-                group["lr"] = schedule.learning_rate(step)
+        for stepper, scaler in zip(steppers, scalers, strict=True):
             stepper.step()
+            scaler.step()
             stepper.zero_grad()
-        schedule.observe(
-            _accuracies(kind, targets, correct, yes_no) | {f"{kind} loss": loss.item()}
-        )
+        found = _accuracies(kind, correct, torch.isin(targets, yes_no), weights > 1)
+        schedule.observe(found | {f"{kind} loss": loss.item()})
         if (step + 1) % args.probe_every == 0:
             began = time.process_time()
             probe = {f"N={n}": accuracy(model, probes, 96, n) for n in schedule.depths(step)}
@@ -123,15 +133,12 @@ def train(args: argparse.Namespace, pictures: Path) -> dict:
     return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
 
 
-def _accuracies(
-    kind: str, targets: torch.Tensor, correct: torch.Tensor, yes_no: torch.Tensor
-) -> dict:
-    is_answer = torch.isin(targets, yes_no)
-    found = {kind: correct.float().mean().item()}
-    if kind == "describe":
-        found = {"yes/no": correct[is_answer].float().mean().item()}
-        found["describe"] = correct[~is_answer].float().mean().item()
-    return found
+def _accuracies(kind: str, correct: Tensor, is_answer: Tensor, is_leaf: Tensor) -> dict[str, float]:
+    """Shares of right tokens; of a description's answers and a trace's leaves on their own."""
+    apart = {"describe": ("yes/no", is_answer), "trace": ("leaf", is_leaf)}
+    name, chosen = apart.get(kind, (kind, torch.ones_like(correct)))
+    rest = {kind: correct[~chosen].float().mean().item()} if kind in apart else {}
+    return rest | {name: correct[chosen].float().mean().item()}
 
 
 def _measure(args: argparse.Namespace, model: torch.nn.Module, pictures: Path, processor) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = (
@@ -104,7 +105,7 @@ def build_tokenizer(
     )
 
 
-def _train_bpe(words: list[str], max_vocab_size: int, specials: list[str]):
+def _train_bpe(words: list[str], max_vocab_size: int, specials: list[str]) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())

@@ -1,7 +1,8 @@
-"""What the tiny base is trained on is true, and its optimiser is Muon."""
+"""What the tiny base is trained on is true."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from muon import Muon, orthogonalise  # noqa: E402
 from tiny_base_model import collate, greedy, losses, new_base  # noqa: E402
 from tiny_base_tasks import Tasks  # noqa: E402
 
@@ -66,15 +66,15 @@ def check_chain(words, scene):
 def test_trace_lists_every_path(tasks, depth):
     sample = tasks.trace(depth)
     text = response(sample, tasks.processor)
-    paths = [path.split() for path in text.split(";") if path.strip()]
-    assert len(paths) == len({tuple(path) for path in paths}) == 2**depth
-    policy = tasks.processor.decode(sample.ids)
+    paths = [path.strip() for path in text.split(";") if path.strip()]
+    assert len(paths) == len(set(paths)) == 2**depth
+    policy = tasks.processor.decode(sample.ids).split(" end")[0]
     for path in paths:
-        # "C1.1 cube no Case 5" must stand in the policy as "C1.1 if cube then ... else Case 5".
-        *_, condition, value, answer, case, number = path
-        rule = policy.split(f"{condition} if {value} then ")[1].split(";")[0].split(" end")[0]
-        yes, no = rule.split(" else ")
-        assert (yes if answer == "yes" else no).strip() == f"{case} {number}"
+        # "C1.1 cube no</think>\\boxed{Case 5}" needs a rule "C1.1 if cube then ... else Case 5".
+        found = re.fullmatch(r"<think>.*?(\S+) (\S+) (yes|no)</think>\\boxed\{(Case \d)\}", path)
+        condition, value, answer, case = found.groups()
+        rule = policy.split(f"{condition} if {value} then ")[1].split(" ;")[0]
+        assert rule.split(" else ")[answer == "no"] == case
 
 
 def test_unpredictable_tokens_have_no_loss(tasks):
@@ -132,21 +132,3 @@ def test_greedy_does_not_depend_on_padding(base, tasks):
     prompts = [tasks.prompt(tasks.question(tasks.tree(depth))) for depth in (2, 3)]
     together = greedy(model, processor, prompts)
     assert together == [greedy(model, processor, [prompt])[0] for prompt in prompts]
-
-
-@pytest.mark.parametrize("shape", [(8, 20), (20, 8), (3, 12, 12)])
-def test_orthogonalise(shape):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    values = torch.linalg.svdvals(orthogonalise(matrices))
-    assert values.min() > 0.3 and values.max() < 1.3
-    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    assert torch.linalg.matrix_norm(orthogonalise(matrices) - u @ v).max() < 0.4 * shape[-1] ** 0.5
-
-
-def test_muon_step_has_the_size_of_an_adam_step():
-    weight = torch.nn.Parameter(torch.zeros(32, 64))
-    idle = torch.nn.Parameter(torch.zeros(4, 4))
-    weight.grad = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    Muon([weight, idle], lr=0.1).step()
-    assert 0.1 * 0.2 * 0.5 < weight.detach().pow(2).mean().sqrt() < 0.1 * 0.2 * 1.3
-    assert torch.equal(idle, torch.zeros(4, 4))
