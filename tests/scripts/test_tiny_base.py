@@ -62,6 +62,14 @@ def check_chain(words, scene):
         objects, condition = kept or objects, condition + (".1" if kept else ".2")
 
 
+def test_answers_are_balanced_at_every_step(tasks):
+    chains = [
+        c for _ in range(60) for c in response(tasks.describe(), tasks.processor).split(";")[4:]
+    ]
+    answers = np.array([chain.split()[2::3] for chain in chains if chain.strip()])
+    assert np.all(abs((answers == "yes").mean(0) - 0.5) < 0.12)
+
+
 @pytest.mark.parametrize("depth", [2, 3])
 def test_trace_lists_every_path(tasks, depth):
     sample = tasks.trace(depth)
