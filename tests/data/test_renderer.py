@@ -10,9 +10,9 @@ import pytest
 
 from fastmpi.data import layouts
 from fastmpi.data.camera import CLEVR_CAMERA, QUADRANT_CAMERA, Camera
-from fastmpi.data.raycast import GROUND, cast, outline
+from fastmpi.data.raycast import GROUND, RADIUS, cast, outline
 from fastmpi.data.renderer import COLORS, render_object, render_scene, sample_scene
-from fastmpi.data.scenes import CLEVR_ATTRIBUTES, Scene, SceneObject, load_scenes
+from fastmpi.data.scenes import CLEVR_ATTRIBUTES, CLEVR_DIRECTIONS, Scene, SceneObject, load_scenes
 
 SIZE = (64, 64)
 
@@ -79,6 +79,13 @@ def test_free_scenes_keep_clevrs_distances_and_stay_inside() -> None:
             assert (hits.index == number).sum() >= 12
             left, top, right, bottom = outline(item, camera, (480, 320))
             assert min(left, top) > -1 and right < 481 and bottom < 321
+        for i, item in enumerate(scene.objects):
+            for other in scene.objects[:i]:
+                between = np.subtract(item.coords_3d, other.coords_3d)[:2]
+                gap = np.linalg.norm(between) - RADIUS[item.size] - RADIUS[other.size]
+                assert gap >= 0.25
+                for way in ("left", "front"):
+                    assert abs(between @ CLEVR_DIRECTIONS[way][:2]) >= 0.4
         related = {b for rows in scene.relationships.values() for row in rows for b in row}
         assert related == set(range(5))
 
@@ -145,13 +152,15 @@ def test_attributes_change_the_picture() -> None:
 
 
 def test_nearer_objects_hide_farther_ones() -> None:
-    far = replace(single("cube"), coords_3d=(-1.0, 0.87, 0.7))
-    near = replace(single("cylinder"), coords_3d=(1.0, -0.87, 0.7))
+    far = replace(single("cube"), coords_3d=(-0.6, 0.52, 0.7))
+    near = replace(single("cylinder"), coords_3d=(0.6, -0.52, 0.7))
+    only_near = cast((near,), CLEVR_CAMERA, SIZE, 1).index == 0
+    only_far = cast((far,), CLEVR_CAMERA, SIZE, 1).index == 0
+    assert (only_near & only_far).any()
     for order in ((far, near), (near, far)):
         index = cast(order, CLEVR_CAMERA, SIZE, 1).index
-        column = index[:, 32]
-        shown = [order[i] for i in column[column != GROUND]]
-        assert shown[-1] is near and shown[0] is far
+        np.testing.assert_array_equal(index == order.index(near), only_near)
+        np.testing.assert_array_equal(index == order.index(far), only_far & ~only_near)
 
 
 def test_the_ground_is_grey_and_darker_in_the_shadow() -> None:

@@ -12,7 +12,9 @@ import pytest
 from fastmpi.data.layouts import sample_scene
 from fastmpi.data.renderer import render_scene
 from fastmpi.data.scenes import (
+    CLEVR_DIRECTIONS,
     Scene,
+    SceneObject,
     image_filename,
     load_scenes,
     save_scenes,
@@ -89,6 +91,19 @@ def test_bad_files_are_named(folder: Path, change, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_scenes(folder, "val")
     assert "CLEVR_val_scenes.json" in str(error.value)
+
+
+def test_an_object_counts_as_left_only_beyond_the_margin() -> None:
+    right = np.array(CLEVR_DIRECTIONS["right"])
+    objects = [
+        SceneObject("cube", "red", "small", "metal", (0, 0, 0), tuple(right * distance), 0.0)
+        for distance in (0.0, 0.15, 0.5)
+    ]
+    related = spatial_relationships(objects)
+    assert related["left"] == ((), (), (0, 1))
+    assert related["right"] == ((2,), (2,), ())
+    assert related["front"] == ((), (), ())
+    assert set(related) == {"left", "right", "front", "behind"}
 
 
 def test_a_missing_split_is_named(folder: Path) -> None:
