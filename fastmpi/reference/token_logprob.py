@@ -32,7 +32,8 @@ def head_logits(
     softcap: float | None = None,
 ) -> Tensor:
     """``softcap * tanh(hidden @ head.T / softcap) / temperature``, (N, V)."""
-    logits = hidden @ head.T
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round them to bfloat16
+        logits = hidden @ head.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return logits / temperature if temperature != 1.0 else logits

@@ -82,6 +82,23 @@ def test_logits_of_bfloat16_input_are_float32():
     torch.testing.assert_close(logprob.double(), wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_logits", [11, 1 << 20])
+def test_autocast_does_not_round_logits(chunk_logits):
+    hidden, head, rows, targets = _scores(dtype=torch.float32)
+    leaves = [hidden.requires_grad_(), head.requires_grad_()]
+
+    def scored():
+        return reference.token_logprob(hidden, head, rows, targets, chunk_logits=chunk_logits)[0]
+
+    wanted = scored()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = scored()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(wanted.sum(), leaves)
+    )
+
+
 def test_no_scores_give_an_empty_result_with_a_zero_gradient():
     hidden, head, rows, targets = _scores()
     logprob, entropy = token_logprob(hidden.requires_grad_(), head, rows[:0], targets[:0])

@@ -63,6 +63,16 @@ def test_fp32_log_probs_equal_the_training_forward(load_tiny, example_prompts):
         np.testing.assert_allclose(response.logprobs, wanted, rtol=0, atol=1e-5)
 
 
+def test_autocast_log_probs_are_near_the_training_forward(load_tiny, example_prompts):
+    model = load_tiny("qwen2_5_vl", torch.float32)
+    prompts = example_prompts(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        responses = NativeEngine(model).generate(prompts, 1, SAMPLE)
+        for prompt, (response,) in zip(prompts, responses, strict=True):
+            wanted = _training_logprobs(model, prompt, response, SAMPLE.temperature)
+            np.testing.assert_allclose(response.logprobs, wanted, rtol=0, atol=0.1)
+
+
 def test_a_decoding_step_equals_the_forest(model, example_prompts, lift_casts):
     """Hidden states of every step, in fp64 without the models' fp32 casts, to 1e-12."""
     lift_casts(model.base)
@@ -155,7 +165,8 @@ def test_stop_tokens_end_a_response_and_belong_to_it(qwen, example_prompts):
         hits = np.flatnonzero(np.isin(before.ids, stop))
         wanted = before.ids[: hits[0] + 1] if len(hits) else before.ids
         assert after.ids.tolist() == wanted.tolist() and after.finished == bool(len(hits))
-        assert len(after.logprobs) == len(after.ids)
+        kept = before.logprobs[: len(after.ids)]
+        np.testing.assert_allclose(after.logprobs, kept, rtol=0, atol=1e-6)
         lengths.add(len(after.ids))
     assert {1, 12} <= lengths  # some stop at once, some are cut: rows left the batch in between
 
