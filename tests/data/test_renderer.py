@@ -71,7 +71,7 @@ def test_quadrants_jitter_reaches_the_cell_edges() -> None:
 
 def test_free_scenes_keep_clevrs_distances_and_stay_inside() -> None:
     for seed in range(4):
-        scene = sample_scene(rng(seed), 5)
+        scene = sample_scene(rng(seed), 5, {"size": ("large",)})
         camera = Camera.from_json(scene.camera or {})
         assert np.abs(np.subtract(camera.position, CLEVR_CAMERA.position)).max() <= 0.5
         hits = cast(scene.objects, camera, (120, 80), 1)
