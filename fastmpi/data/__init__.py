@@ -1,1 +1,4 @@
-"""Scenes and pictures, prompts, samples and data sets. Import the submodule that holds what you need."""
+"""Scenes and pictures, prompts, samples and data sets.
+
+Import the submodule that holds what you need.
+"""
