@@ -54,6 +54,7 @@ class RewardInputs(StageInputs):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns about torchvision, say
     try:
         return _dispatch(words)
     except (ValueError, OSError) as error:
@@ -210,16 +211,17 @@ def _compare(words: Sequence[str]) -> int:
     from fastmpi.stages.comparison import compare
     from fastmpi.stages.workers import JobError
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console = Console(stderr=True)
     try:
-        rows = compare(recipe, console, **_trust(own))
+        rows, findings = compare(recipe, console, **_trust(own))
     except JobError as error:
         path = Path(recipe.output_dir) / "error.txt"
         path.write_text(error.details or str(error), encoding="utf-8")
         print(f"error: {error}; the traceback is in {path}", file=sys.stderr)
         return 1
-    Console().print(results_table(rows))
+    Console(width=None if sys.stdout.isatty() else 120).print(results_table(rows))
+    for finding in findings:
+        print(f"- {finding}")
     print(f"{recipe.output_dir}/summary.json and {recipe.output_dir}/report.html are written")
     return 0
 

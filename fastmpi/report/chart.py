@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from fastmpi.report.content import Chart, Curve
@@ -12,6 +13,7 @@ WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 38
 NUM_COLOURS = 6
 Scale = Callable[[float], float]
+NOTHING = 1e-6  # a smaller range is rounding, and drawn as a level line
 SMOOTH_FROM = 24  # a curve of fewer points is drawn as it is
 
 
@@ -36,6 +38,9 @@ def _plot(chart: Chart, curves: Sequence[Curve]) -> str:
     x_ticks = nice_ticks(min(xs), max(xs), 5)
     y_ticks = nice_ticks(min(ys), max(ys), 4)
     x_at = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    if max(ys) - min(ys) <= NOTHING:
+        middle = statistics.mean(ys) if abs(ys[0]) > NOTHING else 0.0
+        curves = [Curve(c.name, [(x, middle) for x, _ in c.points], c.dashed) for c in curves]
     y_at = _scale(min(y_ticks), max(y_ticks), HEIGHT - BOTTOM, TOP)
     parts = [_description(chart, curves), *_y_axis(y_ticks, y_at)]
     parts += _x_axis([tick for tick in x_ticks if min(xs) <= tick <= max(xs)], x_at)
@@ -52,8 +57,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) that enclose [low, high]."""
-    if high <= low:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    if high - low <= NOTHING:
+        reach = 0.5 * abs(low) if abs(low) > NOTHING else 0.5
+        low, high = low - reach, high + reach
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * (1 - 1e-9))
@@ -115,12 +121,11 @@ def _path(points: Sequence[tuple[float, float]], x_at: Scale, y_at: Scale, class
 
 
 def moving_mean(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
-    """Each value replaced by the mean of itself and ``reach`` neighbours on both sides."""
+    """Each value replaced by the mean of itself and up to ``reach`` neighbours on both sides."""
     ys = [y for _, y in points]
     smooth = []
     for index, (x, _) in enumerate(points):
-        near = min(reach, index, len(ys) - 1 - index)
-        window = ys[index - near : index + near + 1]
+        window = ys[max(0, index - reach) : index + reach + 1]
         smooth.append((x, sum(window) / len(window)))
     return smooth
 

@@ -95,6 +95,9 @@ class SceneSample:
 
 @dataclass(frozen=True)
 class Report:
+    """A whole page. ``fixed_answer`` is the accuracy of always giving the most frequent answer of
+    each policy, which needs no look at the picture."""
+
     title: str
     rows: Sequence[MethodRow]
     summary: str = ""
@@ -104,4 +107,4 @@ class Report:
     samples: Sequence[SceneSample] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    chance: float | None = None
+    fixed_answer: float | None = None

@@ -6,7 +6,7 @@ even a response that slipped through the escaping could load and run nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fastmpi.report.content import PolicyPicture, Report, StageCurves
 from fastmpi.report.markup import element, escape
 from fastmpi.report.scenes import scene_cards
 from fastmpi.report.table import comparison_table
-from fastmpi.report.tree import tree_diagram
+from fastmpi.report.tree import depth, tree_diagram
 
 SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -32,10 +32,13 @@ def write_page(report: Report, path: str | Path) -> Path:
 
 def render_page(report: Report) -> str:
     """The page as a string."""
+    table = comparison_table(report.rows, report.fixed_answer)
     sections = [
-        _section("Comparison", comparison_table(report.rows, report.chance), _findings(report)),
-        _section("Training curves", *map(_stage, report.stages)) if report.stages else "",
-        _section("The policies", *map(_policy, report.policies)) if report.policies else "",
+        _section(
+            "Comparison", comparison_table(report.rows, report.fixed_answer), _findings(report)
+        ),
+        _section("Training curves", _grid(map(_stage, report.stages))) if report.stages else "",
+        _section("The policies", _grid(map(_policy, report.policies))) if report.policies else "",
         _section("Scenes of the test set", scene_cards(report.samples)) if report.samples else "",
         _section("This run", _facts(report)),
     ]
@@ -61,6 +64,10 @@ def _section(heading: str, *content: str) -> str:
     return element("section", element("h2", escape(heading)), *content)
 
 
+def _grid(parts: Iterable[str]) -> str:
+    return element("div", *parts, class_="grid")
+
+
 def _findings(report: Report) -> str:
     items = [element("li", escape(finding)) for finding in report.findings]
     return element("ul", *items, class_="findings") if items else ""
@@ -69,7 +76,8 @@ def _findings(report: Report) -> str:
 def _stage(stage: StageCurves) -> str:
     note = element("p", escape(stage.note), class_="note") if stage.note else ""
     charts = element("div", *map(line_chart, stage.charts), class_="charts")
-    return element("div", element("h3", escape(stage.title)), note, charts, class_="stage")
+    wide = " wide" if len(stage.charts) > 1 else ""
+    return element("div", element("h3", escape(stage.title)), note, charts, class_="stage" + wide)
 
 
 def _policy(policy: PolicyPicture) -> str:
@@ -77,7 +85,9 @@ def _policy(policy: PolicyPicture) -> str:
     text = element("details", element("summary", "The text the model is given"),
                    element("pre", escape(policy.text)))  # fmt: skip
     name = element("h3", escape(policy.name))
-    return element("div", name, element("div", drawing, class_="scroll"), text, class_="policy")
+    wide = " wide" if policy.tree is not None and depth(policy.tree) > 3 else ""
+    drawn = element("div", drawing, class_="scroll")
+    return element("div", name, drawn, text, class_="policy" + wide)
 
 
 def _facts(report: Report) -> str:

@@ -10,7 +10,7 @@ from fastmpi.report.markup import element, escape
 HEADINGS = (
     ("Method", ""),
     ("Accuracy without the policy", "95 % interval"),
-    ("", "0 to 1; dotted: chance"),
+    ("", "0 to 1; dotted: a fixed answer"),
     ("Accuracy with the policy", "95 % interval"),
     ("Prompt tokens", "mean"),
     ("Prefill", "ms, median"),
@@ -19,11 +19,11 @@ HEADINGS = (
 BAR_W, BAR_H = 160, 18
 
 
-def comparison_table(rows: Sequence[MethodRow], chance: float | None = None) -> str:
-    """The table; the best accuracy of each column is bold."""
+def comparison_table(rows: Sequence[MethodRow], fixed_answer: float | None = None) -> str:
+    """The table; the best accuracy of each column is bold. ``fixed_answer``: see `Report`."""
     best = max(row.accuracy for row in rows)
     best_with = max(row.accuracy_with_policy for row in rows)
-    body = [_row(row, row.accuracy == best, row.accuracy_with_policy == best_with, chance)
+    body = [_row(row, row.accuracy == best, row.accuracy_with_policy == best_with, fixed_answer)
             for row in rows]  # fmt: skip
     head = element("thead", element("tr", *(_heading(name, unit) for name, unit in HEADINGS)))
     table = element("table", head, element("tbody", *body), class_="comparison")
@@ -35,12 +35,12 @@ def _heading(name: str, unit: str) -> str:
     return element("th", escape(name), small, scope="col")
 
 
-def _row(row: MethodRow, best: bool, best_with: bool, chance: float | None) -> str:
+def _row(row: MethodRow, best: bool, best_with: bool, fixed_answer: float | None) -> str:
     note = element("small", escape(row.note)) if row.note else ""
     cells = [
         element("th", escape(row.method), note, scope="row"),
         _accuracy(row.accuracy, row.interval, best),
-        element("td", _dot(row, best, chance), class_="bar"),
+        element("td", _dot(row, best, fixed_answer), class_="bar"),
         _accuracy(row.accuracy_with_policy, row.interval_with_policy, best_with),
         _number(f"{row.prompt_tokens:.0f}"),
         _number(f"{row.prefill_ms:.1f}"),
@@ -59,7 +59,7 @@ def _number(text: str) -> str:
     return element("td", escape(text), class_="number")
 
 
-def _dot(row: MethodRow, best: bool, chance: float | None) -> str:
+def _dot(row: MethodRow, best: bool, fixed_answer: float | None) -> str:
     """The accuracy as a dot on a line from 0 to 1, its interval as a thick stroke."""
 
     def at(value: float) -> str:
@@ -68,8 +68,8 @@ def _dot(row: MethodRow, best: bool, chance: float | None) -> str:
     middle = BAR_H / 2
     parts = [element("title", f"{100 * row.accuracy:.1f} %")]
     parts.append(element("line", x1=6, x2=BAR_W - 6, y1=middle, y2=middle, class_="axis"))
-    if chance is not None:
-        parts.append(element("line", x1=at(chance), x2=at(chance), y1=1, y2=BAR_H - 1,
+    if fixed_answer is not None:
+        parts.append(element("line", x1=at(fixed_answer), x2=at(fixed_answer), y1=1, y2=BAR_H - 1,
                              class_="chance"))  # fmt: skip
     if row.interval is not None:
         low, high = row.interval

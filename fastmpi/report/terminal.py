@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -12,8 +13,8 @@ from fastmpi.report.content import MethodRow
 
 def results_table(rows: Sequence[MethodRow], title: str = "") -> Table:
     """A rich table; the best accuracy of each column is bold."""
-    table = Table(title=title or None, title_justify="left")
-    table.add_column("Method")
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Method", no_wrap=True)
     for name in ("Accuracy without\nthe policy", "Accuracy with\nthe policy", "Prompt\ntokens",
                  "Prefill\nms", "Training\nCPU-seconds"):  # fmt: skip
         table.add_column(name, justify="right")

@@ -22,6 +22,7 @@ from fastmpi.report.display import JobDisplay, RunningJob
 from fastmpi.stages.chain import prepare_data, save_recipe
 from fastmpi.stages.comparison_page import (
     findings,
+    fixed_answer,
     method_rows,
     policy_pictures,
     scene_samples,
@@ -41,8 +42,9 @@ def compare(
     overwrite: bool = False,
     trust_recipe_code: bool = False,
     trust_remote_code: bool = False,
-) -> list[MethodRow]:
-    """Trains and evaluates all methods of `recipe.compare`; finished stages are not run again."""
+) -> tuple[list[MethodRow], list[str]]:
+    """Trains and evaluates all methods of `recipe.compare`; finished stages are not run again.
+    Returns the table and what follows from it in words."""
     comparison = comparison_of(recipe)  # every setting is checked before anything is written
     began = time.perf_counter()
     data = prepare_data(recipe, overwrite=overwrite)
@@ -60,13 +62,15 @@ def compare(
     seconds |= stage_seconds(outcome)
     seconds["total"] = time.perf_counter() - began
     rows = method_rows(comparison, outcome)
+    said = findings(comparison, outcome, rows)
     _write_summary(output / "summary.json", recipe, rows, seconds)
     write_page(
         Report(
             title=comparison.title,
             summary=_intro(recipe, rows),
             rows=rows,
-            findings=findings(comparison, outcome, rows),
+            findings=said,
+            fixed_answer=fixed_answer(outcome),
             stages=stage_curves(comparison, outcome),
             policies=policy_pictures(data),
             samples=scene_samples(comparison, outcome, data, comparison.num_scenes),
@@ -75,7 +79,7 @@ def compare(
         ),
         output / "report.html",
     )
-    return rows
+    return rows, said
 
 
 def _running(ladder: Ladder, names: Sequence[str]) -> list[RunningJob]:
@@ -124,6 +128,7 @@ def _facts(recipe: Recipe, comparison: Comparison, rows: Sequence[MethodRow]) ->
         "Seed": str(recipe.seed),
         "Test questions": str(rows[0].n),
         "Worker processes, one thread each": str(comparison.workers),
+        "A fixed answer": "always the most frequent answer of the question's policy",
         "Prompt tokens and prefill": "with the policy in untrained rows, without it in the others",
         "CPU-seconds": "optimiser steps and rollouts of all stages of the row",
         "Intervals": "95 %, Wilson",

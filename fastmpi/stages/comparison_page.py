@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 CHARTS: Mapping[str, tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...]] = {
     "supervised": (("Loss", "nats per token", (("loss", "loss", False),)),),
     "rl": (
-        ("Loss", "loss", (("loss", "loss", False),)),
+        ("Loss (on-policy: zero, its gradient is not)", "loss", (("loss", "loss", False),)),
         (
             "Reward per arm",
             "reward",
@@ -138,6 +139,15 @@ def _prompt_finding(base: MethodRow, last: MethodRow) -> str:
         f"in it). {last.method} reads {last.prompt_tokens:.0f}, {cut:.0f} % fewer, and is right on "
         f"{100 * last.accuracy:.1f} %."
     )
+
+
+def fixed_answer(outcome: Outcome) -> float:
+    """Accuracy of always giving the most frequent answer of each policy."""
+    items = next(iter(outcome.evaluations.values()))[1].items
+    answers: dict[str, Counter[str]] = {}
+    for item in items:
+        answers.setdefault(item["policy_id"], Counter())[item["answer"]] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(items)
 
 
 def stage_curves(comparison: Comparison, outcome: Outcome) -> list[StageCurves]:

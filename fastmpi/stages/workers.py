@@ -17,7 +17,14 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# One thread each, and nothing printed across the display of the process that shows them.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 class JobError(RuntimeError):
@@ -41,7 +48,7 @@ class Workers:
     def __init__(self, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._workers = []
-        with _environment(ONE_THREAD):
+        with _environment(ENVIRONMENT):
             for _ in range(num_workers):
                 here, there = context.Pipe()
                 process = context.Process(target=_serve, args=(there,), daemon=True)
@@ -83,10 +90,11 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         for worker in self._workers:
-            worker.process.terminate()
+            worker.connection.close()  # an idle worker ends by itself
+            if worker.job is not None or kind is not None:
+                worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
-            worker.connection.close()
 
 
 def _result(worker: _Worker) -> tuple[str, Any]:
@@ -114,7 +122,11 @@ def _serve(connection: Connection) -> None:
             function, arguments = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(_attempt(function, arguments))
+        result = _attempt(function, arguments)
+        try:
+            connection.send(result)
+        except BrokenPipeError:
+            return
 
 
 def _attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any, str]:

@@ -74,7 +74,7 @@ def report(text: str = "question kavo") -> Report:
         ResponseMark("TriMPI", text, "Case 3", True),
     ]
     return Report(
-        title=text, summary=text, rows=rows(), findings=[text], chance=0.125,
+        title=text, summary=text, rows=rows(), findings=[text], fixed_answer=0.125,
         stages=[StageCurves("rl", [loss, reward], text)],
         policies=[PolicyPicture(text, tree(), text)],
         samples=[SceneSample(picture(), text, text, marks), SceneSample(None, text, text, marks)],
@@ -185,9 +185,14 @@ def test_chart_skips_what_is_not_a_number():
     assert line_chart(Chart("Loss", "nats", [Curve("a", [])])) == ""
 
 
-def test_moving_mean_keeps_a_straight_line():
-    points = [(float(x), 2.0 * x) for x in range(30)]
-    assert [y for _, y in moving_mean(points, 3)] == pytest.approx([y for _, y in points])
+def test_moving_mean_takes_the_neighbours_there_are():
+    points = [(0, 0.0), (1, 3.0), (2, 6.0), (3, 0.0)]
+    assert moving_mean(points, 1) == [(0, 1.5), (1, 3.0), (2, 3.0), (3, 3.0)]
+
+
+def test_rounding_is_drawn_as_a_level_line():
+    drawing = line_chart(Chart("Loss", "loss", [Curve("a", [(0, 1e-9), (1, -3e-8)])]))
+    assert drawing.count(">0<") == 2 and "e-0" not in drawing
 
 
 def test_tree_draws_every_node_and_branch():

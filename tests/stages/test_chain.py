@@ -1,0 +1,149 @@
+"""Chaining stages: what is run, what is found finished, what is refused. The trainer is a stub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastmpi.recipe import Recipe
+from fastmpi.rewards import exact_answer
+from fastmpi.stages import chain
+from fastmpi.stages.chain import (
+    DataFiles,
+    StageRecord,
+    StageStart,
+    prepare_data,
+    reward_functions,
+    run_chain,
+    run_stage,
+)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The stages that ran: (kind, starting model, resumed from)."""
+    ran = []
+
+    def build(plan, model, data, *, trust_recipe_code=False):
+        output = Path(plan.config.output_dir)
+
+        def train(resume_from_checkpoint):
+            output.mkdir(parents=True, exist_ok=True)
+            ran.append((plan.kind, model, resume_from_checkpoint))
+            if plan.config.max_steps == 13:
+                raise KeyboardInterrupt
+            metrics = {"cpu_seconds": 2.0, "train_seconds": 3.0}
+            return SimpleNamespace(output_dir=output, global_step=5, metrics=metrics)
+
+        return SimpleNamespace(train=train)
+
+    monkeypatch.setattr(chain, "build_trainer", build)
+    return ran
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in ("policies", "train", "cot"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"{name}": 1}}\n')
+    return {"train": str(tmp_path / "train.jsonl"), "train_cot": str(tmp_path / "cot.jsonl")}
+
+
+def recipe(tmp_path, files, **changes):
+    values = {"data": files, "policies": str(tmp_path / "policies.jsonl"), "model": "base"}
+    return Recipe.from_dict({**values, "output_dir": str(tmp_path / "run"), **changes})
+
+
+def test_each_stage_starts_from_the_one_before(trained, files, tmp_path):
+    result = run_chain(recipe(tmp_path, files, cpt={}, sft={}, rl={}))
+    run = tmp_path / "run"
+    assert trained == [
+        ("cpt", "base", None), ("sft", str(run / "cpt"), None), ("rl", str(run / "sft"), None)
+    ]  # fmt: skip
+    assert result.model == str(run / "rl") and result.without_policy is None
+    record = StageRecord.read(run / "sft")
+    assert record.done and (record.steps, record.cpu_seconds, record.seconds) == (5, 2.0, 3.0)
+    assert Recipe.from_yaml(run / "config.yaml").sft == {}
+
+
+def test_finished_stages_are_not_run_again(trained, files, tmp_path):
+    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
+    run_chain(recipe(tmp_path, files, cpt={"logging_steps": 1}, sft={}, rl={}))
+    assert [kind for kind, *_ in trained] == ["cpt", "sft", "rl"]
+    run_chain(recipe(tmp_path, files, cpt={}), overwrite=True)
+    assert trained[-1][0] == "cpt"
+
+
+def test_other_settings_in_the_same_folder_are_refused(trained, files, tmp_path):
+    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
+    with pytest.raises(ValueError, match="run/sft was made with lora_r 16, not 8; choose another"):
+        run_chain(recipe(tmp_path, files, cpt={}, sft={"lora_r": 8}))
+    Path(files["train_cot"]).write_text('{"other": 1}\n')
+    with pytest.raises(ValueError, match="run/cpt was made with rows "):
+        run_chain(recipe(tmp_path, files, cpt={}))
+    assert len(trained) == 2
+
+
+def test_a_stage_after_a_changed_one_is_not_taken_for_its_own(trained, files, tmp_path):
+    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
+    run_chain(recipe(tmp_path, files, cpt={"max_steps": 3}), overwrite=True)
+    with pytest.raises(ValueError, match="run/sft was made with start "):
+        run_chain(recipe(tmp_path, files, cpt={"max_steps": 3}, sft={}))
+
+
+def test_interrupted_stage_continues_from_its_checkpoint(trained, files, tmp_path):
+    plan = recipe(tmp_path, files).stage("sft", {"max_steps": 13})
+    data = DataFiles(None, **files, test=None)
+    arguments = (plan, StageStart("base", "base"), data, tmp_path / "sft")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(*arguments)
+    assert not StageRecord.read(tmp_path / "sft").done
+    (tmp_path / "sft" / "checkpoint-5").mkdir()
+    (tmp_path / "sft" / "leftover").touch()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(*arguments)
+    assert [resumed for *_, resumed in trained] == [None, "auto"]
+    assert (tmp_path / "sft" / "leftover").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(*arguments, overwrite=True)
+    assert not (tmp_path / "sft" / "leftover").exists()
+
+
+def test_missing_rows_are_named_before_anything_is_written(trained, tmp_path):
+    with pytest.raises(ValueError, match="data has no 'train_cot', and a stage needs it"):
+        run_chain(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, sft={}))
+    with pytest.raises(ValueError, match="t.jsonl cannot be read: No such file"):
+        run_chain(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, rl={}))
+    assert not (tmp_path / "run" / "sft").exists() and trained == []
+
+
+def test_generated_data_are_kept_and_checked(tmp_path):
+    settings = {"world": "tiny", "num_policies": 2, "num_train": 8, "num_test": 4}
+    made = prepare_data(recipe(tmp_path, {"clevr_policy": settings}, policies=None))
+    before = Path(made.test).stat().st_mtime_ns
+    assert prepare_data(recipe(tmp_path, {"clevr_policy": settings}, policies=None)) == made
+    assert Path(made.test).stat().st_mtime_ns == before
+    other = recipe(tmp_path, {"clevr_policy": {**settings, "depth": 3}}, policies=None)
+    with pytest.raises(ValueError, match="run/data was made with depth 2, not 3; choose another"):
+        prepare_data(other)
+    prepare_data(other, overwrite=True)
+    meta = json.loads((tmp_path / "run" / "data" / "meta.json").read_text())
+    assert meta["settings"]["depth"] == 3
+
+
+def test_reward_code_needs_trust(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("def half(completions, **_): return [0.5]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert reward_functions(["exact_answer"], False) == [exact_answer]
+    with pytest.raises(ValueError, match="'my_rewards:half' runs code .*--trust-recipe-code"):
+        reward_functions(["my_rewards:half"], False)
+    (half,) = reward_functions(["my_rewards:half"], True)
+    assert half(["x"]) == [0.5]
+
+
+def test_damaged_record_is_named(tmp_path):
+    (tmp_path / "stage.json").write_text("{")
+    with pytest.raises(ValueError, match="stage.json is damaged"):
+        StageRecord.read(tmp_path)
