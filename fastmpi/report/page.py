@@ -34,9 +34,7 @@ def render_page(report: Report) -> str:
     """The page as a string."""
     table = comparison_table(report.rows, report.fixed_answer)
     sections = [
-        _section(
-            "Comparison", comparison_table(report.rows, report.fixed_answer), _findings(report)
-        ),
+        _section("Comparison", table, _findings(report)),
         _section("Training curves", _grid(map(_stage, report.stages))) if report.stages else "",
         _section("The policies", _grid(map(_policy, report.policies))) if report.policies else "",
         _section("Scenes of the test set", scene_cards(report.samples)) if report.samples else "",

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmpi import __version__
 from fastmpi.assets import tiny_base_path
 from fastmpi.data.rows import read_rows
 from fastmpi.evaluation.result import EvalInputs
@@ -324,6 +325,7 @@ def _made_from(plan: StagePlan, start: StageStart, data: DataFiles) -> dict[str,
     return json.loads(
         json.dumps(
             {
+                "fastmpi": __version__,
                 "stage": plan.kind,
                 **settings,
                 "reward_funcs": list(plan.reward_funcs),
