@@ -9,10 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shared machine may stop a test for longer than any deadline.
+settings.register_profile("fastmpi", deadline=None)
+settings.load_profile("fastmpi")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
