@@ -18,12 +18,12 @@ SMOOTH_FROM = 24  # a curve of fewer points is drawn as it is
 
 
 def line_chart(chart: Chart) -> str:
-    """A figure: title, legend where there is more than one curve, and the plot."""
+    """A figure: title, legend of the curves that have a name, and the plot."""
     drawn = [curve for curve in map(_finite, chart.curves) if curve.points]
     if not drawn:
         return ""
     caption = element("figcaption", escape(chart.title))
-    legend = _legend(drawn) if len(drawn) > 1 else ""
+    legend = _legend(drawn) if any(curve.name for curve in drawn) else ""
     return element("figure", caption, legend, _plot(chart, drawn), class_="chart")
 
 
@@ -121,17 +121,24 @@ def _path(points: Sequence[tuple[float, float]], x_at: Scale, y_at: Scale, class
 
 
 def moving_mean(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
-    """Each value replaced by the mean of itself and up to ``reach`` neighbours on both sides."""
+    """Each value replaced by the mean of itself and up to ``reach`` neighbours on both sides.
+
+    Near the beginning the window stays symmetric, so that a steep start is not flattened.
+    """
     ys = [y for _, y in points]
     smooth = []
     for index, (x, _) in enumerate(points):
-        window = ys[max(0, index - reach) : index + reach + 1]
+        near = min(reach, index)
+        window = ys[index - near : index + near + 1]
         smooth.append((x, sum(window) / len(window)))
     return smooth
 
 
 def _description(chart: Chart, curves: Sequence[Curve]) -> str:
-    ends = (f"{c.name} from {c.points[0][1]:.3g} to {c.points[-1][1]:.3g}" for c in curves)
+    ends = []
+    for curve in curves:
+        (_, first), (_, last) = curve.points[0], curve.points[-1]
+        ends.append(f"{curve.name or chart.y_label} from {first:.3g} to {last:.3g}")
     return element("title", escape(f"{chart.title}: {'; '.join(ends)}"))
 
 

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 # What each chart shows: title, label of the axis, and its curves as (metric, name, dashed).
 CHARTS: Mapping[str, tuple[tuple[str, str, tuple[tuple[str, str, bool], ...]], ...]] = {
-    "supervised": (("Loss", "nats per token", (("loss", "loss", False),)),),
+    "supervised": (("Loss", "nats per token", (("loss", "", False),)),),
     "rl": (
-        ("Loss (on-policy: zero, its gradient is not)", "loss", (("loss", "loss", False),)),
+        ("Loss (on-policy: zero, its gradient is not)", "loss", (("loss", "", False),)),
         (
             "Reward per arm",
             "reward",
