@@ -1,7 +1,7 @@
 """The three kinds of training rows of the tiny base, drawn without end.
 
 describe: a picture; its objects by quadrant, then chains of narrowing yes/no questions.
-trace: a policy, no picture; all its paths in random order.
+trace: a policy, no picture; half of its paths in random order.
 follow: the task itself, in the exact prompts that the package renders at run time.
 
 Unusual: tokens that nobody could predict (which value a chain asks for, which path of a trace
@@ -30,7 +30,7 @@ from fastmpi.policies.policy import Policy
 TASK_WORDS = ("describe", "trace", "none")
 NUM_CHAINS = 4
 CHAIN_DEPTH = 3
-MAX_SCENE_TRIES = 60
+MAX_SCENE_TRIES = 150
 LEAF_WEIGHT = 3.0  # finding a leaf in the policy is the hard part of tracing it
 
 Piece = tuple[str, float]  # a token and the weight of its loss
@@ -67,8 +67,11 @@ class Tasks:
         vocabulary = processor.tokenizer.get_vocab()
         self.ids = {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
 
-    def batch(self, kind: str, size: int, depth: int = 2) -> list[Sample]:
-        """`size` rows of one kind; a sixteenth of the follow rows shows no policy."""
+    def batch(self, kind: str, size: int, depth: int) -> list[Sample]:
+        """`size` rows of one kind; a sixteenth of the follow rows shows no policy.
+
+        `depth` is that of the trees; a description has none.
+        """
         if kind == "describe":
             return [self.describe() for _ in range(size)]
         if kind == "trace":
@@ -89,7 +92,8 @@ class Tasks:
         tree = self.tree(depth)
         paths = list(_paths(tree.root))
         pieces: list[Piece] = []
-        for index in self.rng.permutation(len(paths)):
+        # Only half of them: the last ones could be told by elimination.
+        for index in self.rng.permutation(len(paths))[: len(paths) // 2]:
             pieces += [*paths[index], (" ;", 1.0)]
         ask = {"role": "user", "content": f"trace {tree.name}"}
         return self._sample([*self.policy(tree).messages, ask], [], pieces)
@@ -117,8 +121,8 @@ class Tasks:
         return Policy(tree.name, [{"role": "system", "content": text}], [])
 
     def question(self, tree: ClevrTree) -> Question:
-        """A scene for `tree`, all its cases equally likely where the scenes allow it."""
-        wanted = str(self.rng.choice([leaf.case for leaf in tree.leaves()]))
+        """A scene for `tree`, all cases that it can reach equally likely where the scenes allow."""
+        wanted = str(self.rng.choice([leaf.case for leaf in tree.reachable(ATTRIBUTES)]))
         for index in self.rng.integers(len(self.scenes), size=MAX_SCENE_TRIES):
             walk = tree.walk(self.scenes[index])
             if walk.case == wanted:

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python scripts/train_tiny_base.py --output fastmpi/assets/tiny_base
 
-Batches are of one kind each: describe, trace or follow (see tiny_base_tasks.py). Following is
-rare until tracing and yes/no questions work, then it takes over, and deeper trees join at the end.
+Batches are of one kind each: describe, trace or follow (see tiny_base_tasks.py). Reading policies
+comes first, then pictures, then both with deeper trees; what is learned decides when.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,24 @@ from tiny_base_tasks import Tasks
 from torch import Tensor
 
 KINDS = ("describe", "trace", "follow")
-EARLY = (0.35, 0.45, 0.20)
-LATE = (0.15, 0.30, 0.55)
-READY = {"leaf": 0.80, "yes/no": 0.85}  # running accuracies that end the early phase
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is trained until a running accuracy exceeds `until`."""
+
+    shares: tuple[float, float, float]  # of batches, as in KINDS
+    trace_depths: tuple[int, ...]
+    follow_depths: tuple[int, ...]
+    measure: str = ""
+    until: float = 2.0
+
+
+PHASES = (
+    Phase((0.2, 0.8, 0.0), (1, 2), (), "leaf", 0.90),  # read policies
+    Phase((0.5, 0.2, 0.3), (2,), (2,), "yes/no", 0.86),  # see objects
+    Phase((0.25, 0.2, 0.55), (2, 3), (2, 3)),  # do both
+)
 BATCH_SIZE = 32
 WARMUP_STEPS = 60
 MAX_GRAD_NORM = 1.0
@@ -35,11 +50,8 @@ FINAL_ROWS = 1000
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--start-from", type=Path, help="folder of weights to go on from")
-    parser.add_argument("--steps", type=int, default=1600, help="optimiser steps")
-    parser.add_argument(
-        "--deep-from", type=float, default=0.5, help="share of steps before N=3 joins"
-    )
+    parser.add_argument("--start-from", type=Path, help="base to go on from, in the last phase")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of steps of linear decay")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=6000, help="training pictures")
@@ -54,8 +66,8 @@ class Schedule:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.rng = np.random.default_rng(args.seed + 1)
-        self.running: dict[str, float] = defaultdict(float)
-        self.late = False
+        self.running: dict[str, float] = {}
+        self.phase = 0 if args.start_from is None else len(PHASES) - 1
 
     def scale(self, step: int) -> float:
         """Of the learning rate: warm-up, a plateau, linear decay to nothing."""
@@ -63,23 +75,20 @@ class Schedule:
         left = (self.args.steps - step) / (self.args.decay * self.args.steps)
         return min(warm, left, 1.0)
 
-    def kind(self) -> str:
-        return str(self.rng.choice(KINDS, p=LATE if self.late else EARLY))
-
-    def depths(self, step: int) -> tuple[int, ...]:
-        """Trees of one layer teach what "then" and "else" are; deep ones come last."""
-        if not self.late:
-            return 1, 2
-        return (2, 3) if step >= self.args.deep_from * self.args.steps else (2,)
-
-    def depth(self, step: int) -> int:
-        return int(self.rng.choice(self.depths(step)))
+    def draw(self) -> tuple[str, int]:
+        """Kind of the next batch, and the depth of its trees."""
+        phase = PHASES[self.phase]
+        kind = str(self.rng.choice(KINDS, p=phase.shares))
+        depths = {"describe": (0,), "trace": phase.trace_depths, "follow": phase.follow_depths}
+        return kind, int(self.rng.choice(depths[kind]))
 
     def observe(self, accuracies: dict[str, float]) -> None:
         for name, value in accuracies.items():
             old = self.running.get(name, 0.0)
             self.running[name] = 0.9 * old + 0.1 * value
-        self.late = self.late or all(self.running[name] > bar for name, bar in READY.items())
+        phase = PHASES[self.phase]
+        if self.running.get(phase.measure, 0.0) > phase.until:
+            self.phase += 1
 
 
 def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -108,7 +117,7 @@ def train(args: argparse.Namespace, pictures: Path) -> dict:
     start = time.process_time()
     spent_on_probes = 0.0
     for step in range(args.steps):
-        kind, depth = schedule.kind(), schedule.depth(step)
+        kind, depth = schedule.draw()
         batch = collate(tasks.batch(kind, BATCH_SIZE, depth), processor)
         targets, logprob, correct = losses(model, batch, bf16=True)
         weights = batch.weights[batch.weights > 0]
@@ -123,14 +132,17 @@ def train(args: argparse.Namespace, pictures: Path) -> dict:
         schedule.observe(found | {f"{kind} loss": loss.item()})
         if (step + 1) % args.probe_every == 0:
             began = time.process_time()
-            probe = {f"N={n}": accuracy(model, probes, 96, n) for n in schedule.depths(step)}
+            probe = {
+                f"N={n}": accuracy(model, probes, 96, n)
+                for n in PHASES[schedule.phase].follow_depths
+            }
             spent_on_probes += time.process_time() - began
             seconds = time.process_time() - start - spent_on_probes
             print(step + 1, f"{seconds:.0f}s", _rounded({**schedule.running, **probe}), flush=True)
             model.save_pretrained(args.output)
             processor.save_pretrained(args.output)
     seconds = time.process_time() - start - spent_on_probes
-    return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
+    return _measure(args, model, pictures, processor) | {"runs": _runs(args, seconds)}
 
 
 def _accuracies(kind: str, correct: Tensor, is_answer: Tensor, is_leaf: Tensor) -> dict[str, float]:
@@ -152,8 +164,16 @@ def _measure(args: argparse.Namespace, model: torch.nn.Module, pictures: Path, p
         "accuracy_policy_free": free,
         "rows": FINAL_ROWS,
         "rows_policy_free": FINAL_ROWS // 2,
-        "batch_size": BATCH_SIZE,
-    } | {name: getattr(args, name) for name in ("steps", "seed", "scenes", "learning_rate")}
+    }
+
+
+def _runs(args: argparse.Namespace, cpu_seconds: float) -> list[dict]:
+    """The settings of this run, after those of the runs it goes on from."""
+    names = ("steps", "seed", "scenes", "learning_rate", "decay")
+    run = {name: getattr(args, name) for name in names} | {"cpu_seconds": round(cpu_seconds)}
+    if args.start_from is None:
+        return [run]
+    return [*json.loads((args.start_from / "training.json").read_text())["runs"], run]
 
 
 def _rounded(values: dict[str, float]) -> str:
@@ -165,6 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         facts = train(args, Path(folder))
+    (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     write_card(args.output, facts)
     print(json.dumps(facts))
 

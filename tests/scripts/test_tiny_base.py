@@ -71,11 +71,11 @@ def test_answers_are_balanced_at_every_step(tasks):
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_trace_lists_every_path(tasks, depth):
+def test_trace_lists_half_of_the_paths(tasks, depth):
     sample = tasks.trace(depth)
     text = response(sample, tasks.processor)
     paths = [path.strip() for path in text.split(";") if path.strip()]
-    assert len(paths) == len(set(paths)) == 2**depth
+    assert len(paths) == len(set(paths)) == 2**depth // 2
     policy = tasks.processor.decode(sample.ids).split(" end")[0]
     for path in paths:
         # "C1.1 cube no</think>\\boxed{Case 5}" needs a rule "C1.1 if cube then ... else Case 5".
