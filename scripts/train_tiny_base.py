@@ -50,7 +50,6 @@ FINAL_ROWS = 1000
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--start-from", type=Path, help="base to go on from, in the last phase")
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
     parser.add_argument("--decay", type=float, default=0.7, help="share of steps of linear decay")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -67,7 +66,7 @@ class Schedule:
         self.args = args
         self.rng = np.random.default_rng(args.seed + 1)
         self.running: dict[str, float] = {}
-        self.phase = 0 if args.start_from is None else len(PHASES) - 1
+        self.phase = 0
 
     def scale(self, step: int) -> float:
         """Of the learning rate: warm-up, a plateau, linear decay to nothing."""
@@ -106,8 +105,6 @@ def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim
 def train(args: argparse.Namespace, pictures: Path) -> dict:
     """The loop; returns what the model card says."""
     model, processor = new_base(args.seed)
-    if args.start_from is not None:
-        model = type(model).from_pretrained(args.start_from)
     tasks = Tasks(processor, pictures, args.scenes, seed=args.seed)
     probes = Tasks(processor, pictures, 1000, seed=args.seed + 10_000)
     yes_no = torch.tensor([tasks.ids[" yes"], tasks.ids[" no"]])
@@ -142,7 +139,7 @@ def train(args: argparse.Namespace, pictures: Path) -> dict:
             model.save_pretrained(args.output)
             processor.save_pretrained(args.output)
     seconds = time.process_time() - start - spent_on_probes
-    return _measure(args, model, pictures, processor) | {"runs": _runs(args, seconds)}
+    return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
 
 
 def _accuracies(kind: str, correct: Tensor, is_answer: Tensor, is_leaf: Tensor) -> dict[str, float]:
@@ -164,16 +161,8 @@ def _measure(args: argparse.Namespace, model: torch.nn.Module, pictures: Path, p
         "accuracy_policy_free": free,
         "rows": FINAL_ROWS,
         "rows_policy_free": FINAL_ROWS // 2,
-    }
-
-
-def _runs(args: argparse.Namespace, cpu_seconds: float) -> list[dict]:
-    """The settings of this run, after those of the runs it goes on from."""
-    names = ("steps", "seed", "scenes", "learning_rate", "decay")
-    run = {name: getattr(args, name) for name in names} | {"cpu_seconds": round(cpu_seconds)}
-    if args.start_from is None:
-        return [run]
-    return [*json.loads((args.start_from / "training.json").read_text())["runs"], run]
+        "batch_size": BATCH_SIZE,
+    } | {name: getattr(args, name) for name in ("steps", "seed", "scenes", "learning_rate")}
 
 
 def _rounded(values: dict[str, float]) -> str:
@@ -185,7 +174,6 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         facts = train(args, Path(folder))
-    (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     write_card(args.output, facts)
     print(json.dumps(facts))
 
