@@ -128,6 +128,14 @@ def _require(settings: Mapping[str, Any], flags: Mapping[str, Flag], command: st
             raise ValueError(f"{command} needs --{name.replace('_', '-')}")
 
 
+def _quiet() -> None:
+    """Hides the bars that transformers draws for every folder it reads or writes; downloads keep
+    theirs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _stage(kind: str, words: Sequence[str]) -> int:
     inputs: type[StageInputs] = RewardInputs if kind == "rl" else StageInputs
     own_flags = flags_of(inputs)
@@ -156,6 +164,7 @@ def _train(kind: str, settings: dict[str, Any], own: Mapping[str, Any]) -> int:
 
     from fastmpi.stages.chain import DataFiles, build_trainer, resolve_model
 
+    _quiet()
     data = DataFiles(outside["policies"], None, None, None)
     trust = own.get("trust_recipe_code", False)
     trainer = build_trainer(plan, resolve_model(model), data, trust_recipe_code=trust)
@@ -190,14 +199,13 @@ def _trust(own: Mapping[str, Any]) -> dict[str, bool]:
 def _run(words: Sequence[str]) -> int:
     recipe, own = _recipe("run", words)
 
-    from rich.console import Console
-
     from fastmpi.recipe import run
 
+    _quiet()
     result = run(recipe, **_trust(own))
     for evaluation in (result.with_policy, result.without_policy):
         if evaluation is not None:
-            Console().print(evaluation.line(), highlight=False)
+            print(evaluation.line())
     print(f"the model is in {result.model}")
     return 0
 
@@ -240,6 +248,7 @@ def _eval(words: Sequence[str]) -> int:
 
     from fastmpi.stages.chain import evaluate_files
 
+    _quiet()
     for result in evaluate_files(inputs, trust_remote_code=own.get("trust_remote_code", False)):
         print(result.line())
     return 0
