@@ -138,8 +138,9 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def check_same_run(checkpoint: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """ValueError if a checkpoint belongs to another stage, model, data set or to other settings.
-    Both dicts: {"stage", "model", "rows", "config": {...}, ...}; what `expected` lacks is free."""
-    for key in ("stage", "model", "rows", "processes"):
+    Both dicts: {"stage", "model", "rows", "policies", "processes", "config": {...}}; settings that
+    `expected` lacks are free."""
+    for key in _WHAT:
         if found.get(key) != expected[key]:
             raise ValueError(
                 f"{checkpoint} is of another {_WHAT[key]}: it has {key} "
@@ -157,6 +158,7 @@ _WHAT = {
     "stage": "stage",
     "model": "model",
     "rows": "data set",
+    "policies": "set of policies",
     "processes": "number of processes",
 }
 

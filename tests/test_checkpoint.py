@@ -111,12 +111,14 @@ def test_fingerprint_sees_names_shapes_and_values() -> None:
         ({"stage": "rl"}, "is of another stage: it has stage sft, this run rl"),
         ({"model": "b" * 64}, "is of another model"),
         ({"rows": "b" * 64}, "is of another data set"),
+        ({"policies": "b" * 64}, "is of another set of policies"),
         ({"processes": 2}, "is of another number of processes"),
         ({"config": {"seed": 2}}, "was made with seed = 1, this run has 2"),
     ],
 )
 def test_another_run(change: dict, message: str) -> None:
-    found = {"stage": "sft", "model": "a", "rows": "a", "processes": 1, "config": {"seed": 1}}
+    found = {"stage": "sft", "model": "a", "rows": "a", "policies": "a", "processes": 1}
+    found["config"] = {"seed": 1}
     checkpoint.check_same_run(Path("c"), found, found)
     with pytest.raises(ValueError, match=message):
         checkpoint.check_same_run(Path("c"), found, {**found, **change})

@@ -39,4 +39,4 @@ class CPTTrainer(SupervisedTrainer):
 if __name__ == "__main__":
     from fastmpi.cli import main
 
-    main(["cpt", *sys.argv[1:]])
+    raise SystemExit(main(["cpt", *sys.argv[1:]]))

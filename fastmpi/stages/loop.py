@@ -24,12 +24,14 @@ from fastmpi.config import FREE_ON_RESUME, TrainingConfig
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
-from fastmpi.stages.rows import Rows
+from fastmpi.stages.rows import Rows, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
 from fastmpi.stages.step import OptimizerStep, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from fastmpi.data.processor import Processor
     from fastmpi.policies import Policy
 
@@ -51,11 +53,11 @@ class Trainer(OptimizerStep, ABC):
     """Common to the stages.
 
     model: a folder or hub name, or a loaded ForestModel (which is then trained in place).
-    args: the stage's config. train_dataset: rows, see `stages/rows.py`.
+    args: the stage's config. train_dataset: rows, see `stages/rows.py`. eval_dataset: rows that
+        the stage is measured on every args.eval_steps steps, without training on them.
     policies: policy_id -> Policy. processing_class: replaces the model's own Processor.
     image_folder: what relative image paths are relative to, and must stay inside.
-    evaluate: called as evaluate(model, step) every args.eval_steps steps; its values are logged
-        under "eval/".
+    evaluate: called as evaluate(model, step) at the same steps. Both log under "eval/".
     """
 
     stage: ClassVar[str]
@@ -67,6 +69,7 @@ class Trainer(OptimizerStep, ABC):
         model: str | Path | ForestModel,
         args: TrainingConfig | None = None,
         train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
         *,
         policies: Mapping[str, Policy] | None = None,
         processing_class: Processor | None = None,
@@ -81,8 +84,11 @@ class Trainer(OptimizerStep, ABC):
         if not isinstance(self.args, self.config_class):
             given = type(self.args).__name__
             raise ValueError(f"args must be a {self.config_class.__name__}, not {given}")
-        self.accelerator = Accelerator()
+        # Without a device accelerate must be told so, or it takes each process for the only one.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        _check_distribution(self.accelerator)
         self.rows = Rows(train_dataset, self.columns)
+        self.eval_rows = None if eval_dataset is None else Rows(eval_dataset, self.columns)
         self.policies, self.evaluate = policies, evaluate
         self.image_folder = None if image_folder is None else Path(image_folder)
         self.model = model if isinstance(model, ForestModel) else self._load_model(model)
@@ -111,6 +117,10 @@ class Trainer(OptimizerStep, ABC):
         """The next step's samples and objective; None ends the run (state.stopped says why)."""
 
     @abstractmethod
+    def eval_metrics(self, rows: Rows) -> dict[str, float]:
+        """How well the model does on rows that it does not train on."""
+
+    @abstractmethod
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What the stage must keep to continue: JSON values (of the run) and tensors (of this
         process)."""
@@ -129,7 +139,7 @@ class Trainer(OptimizerStep, ABC):
         self._begin()
         if found is not None:
             load_checkpoint(self, found)
-        self.wrapped.train()
+        self.model.train()
         self._resumed_from = found
         try:
             while self.state.global_step < self.total_steps and self._step():
@@ -186,13 +196,13 @@ class Trainer(OptimizerStep, ABC):
             "stage": self.stage,
             "model": checkpoints.fingerprint(self.model.named_parameters()),
             "rows": self.rows.digest(),
+            "policies": policies_digest(self.policies),
             "processes": self.accelerator.num_processes,
             "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},
         }
         self.choose_trained()
         self.parameters = trained_parameters(self.model)
-        optimizer = make_optimizer(self.parameters, self.args)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.optimizer = make_optimizer(self.parameters, self.args)
         self.features = FeatureCache(self.model, self.precision)
 
     def choose_trained(self) -> None:
@@ -278,13 +288,17 @@ class Trainer(OptimizerStep, ABC):
 
     def _evaluate(self, tracker: Tracker) -> None:
         at = self.state.global_step
-        if self.evaluate is None or not self.args.eval_steps:
+        if not self.args.eval_steps or (at % self.args.eval_steps and at != self.total_steps):
             return
-        if at % self.args.eval_steps == 0 or at == self.total_steps:
-            self.model.eval()
-            values = self.evaluate(self.model, at)
-            self.wrapped.train()
-            tracker.log(at, {f"eval/{name}": float(value) for name, value in values.items()})
+        self.model.eval()
+        metrics: dict[str, float] = {}
+        if self.eval_rows is not None:
+            metrics |= self.eval_metrics(self.eval_rows)
+        if self.evaluate is not None:
+            metrics |= self.evaluate(self.model, at)
+        self.model.train()
+        if metrics:
+            tracker.log(at, {f"eval/{name}": float(value) for name, value in metrics.items()})
 
     # ---- checkpoints ------------------------------------------------------------------------
 
@@ -299,3 +313,12 @@ class Trainer(OptimizerStep, ABC):
             key: list(value) if isinstance(value, tuple) else value
             for key, value in self.args.to_dict().items()
         }
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type.value
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise ValueError(
+            f"cannot train under {kind}: every process holds the whole model (torchrun, or "
+            "accelerate's MULTI_GPU and MULTI_CPU); sharding is not there yet"
+        )

@@ -43,7 +43,7 @@ from fastmpi.rollout.native import NativeEngine
 from fastmpi.stages.loop import Evaluate, Trainer
 from fastmpi.stages.objectives import PolicyLoss
 from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
-from fastmpi.stages.rows import check_length, policy_of
+from fastmpi.stages.rows import Rows, check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
 from fastmpi.stages.step import StepInput
 from fastmpi.stages.window import Window
@@ -70,6 +70,7 @@ class PolicyRolloutTrainer(Trainer):
         model: str | Path | ForestModel,
         args: PolicyRolloutConfig | None = None,
         train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
         *,
         reward_funcs: RewardFunction | Sequence[RewardFunction],
         policies: Mapping[str, Policy] | None = None,
@@ -87,6 +88,7 @@ class PolicyRolloutTrainer(Trainer):
             model,
             args,
             train_dataset,
+            eval_dataset,
             policies=policies,
             processing_class=processing_class,
             image_folder=image_folder,
@@ -113,12 +115,20 @@ class PolicyRolloutTrainer(Trainer):
         self.policy_tokens = np.zeros(len(self.rows))
         self._added: dict[str, int] = {}
         for index, row in enumerate(self.rows):
-            length = len(render(row, self.processor, folder=self.image_folder).ids)
-            longest = length + self.args.max_completion_length
-            budget = self.args.max_tokens_per_microbatch
-            check_length(row, longest, budget, "prompt with max_completion_length")
+            length = self._check_prompt(row)
             if self.args.policy_generations:
                 self.policy_tokens[index] = self._policy_tokens(row, length)
+
+        for row in self.eval_rows or []:
+            self._check_prompt(row)
+
+    def _check_prompt(self, row: dict[str, Any]) -> int:
+        """Tokens of the policy-free prompt, which must leave room for the response."""
+        length = len(render(row, self.processor, folder=self.image_folder).ids)
+        longest = length + self.args.max_completion_length
+        budget = self.args.max_tokens_per_microbatch
+        check_length(row, longest, budget, "prompt with max_completion_length")
+        return length
 
     def _policy_tokens(self, row: dict[str, Any], length: int) -> int:
         """Tokens that the row's policy adds; the same for all its rows."""
@@ -206,8 +216,7 @@ class PolicyRolloutTrainer(Trainer):
         """Samples and scores until the window is full; None where dynamic sampling cannot fill it.
         Adds what there is to log to `metrics`."""
         began = time.perf_counter()
-        engine = self.engine or _TrainedModel(self)
-        sampled, kept, batches = self.sampler.fill(engine, self.state)
+        sampled, kept, batches = self.sampler.fill(self._engine(), self.state)
         metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
         metrics["perf/gen_s"] = time.perf_counter() - began
         if self.args.dynamic_sampling:
@@ -245,11 +254,11 @@ class PolicyRolloutTrainer(Trainer):
         """Old and reference log-probs, policy-free, where the loss needs them."""
         old = reference = None
         if self.steps_of_window > 1:
-            old = self.logprobs(window, self.wrapped)
+            old = self.logprobs(window, self.model)
         if self.args.beta:
             off = self.model.adapter_disabled() if self.args.use_peft else nullcontext()
             with off:
-                reference = self.logprobs(window, self.reference or self.wrapped)
+                reference = self.logprobs(window, self.reference or self.model)
         return replace(window, old_logprob=old, ref_logprob=reference)
 
     def logprobs(self, window: Window, model: Callable[..., Any]) -> Tensor:
@@ -282,6 +291,9 @@ class PolicyRolloutTrainer(Trainer):
         assert found is not None
         return found
 
+    def _engine(self) -> Engine:
+        return self.engine or _TrainedModel(self)
+
     # ---- logs and checkpoints ---------------------------------------------------------------
 
     def log_window(self, window: Window) -> dict[str, float]:
@@ -289,6 +301,13 @@ class PolicyRolloutTrainer(Trainer):
         saved = self.policy_tokens[window.rows.numpy()]
         sums = rollout_sums(window, self.args.group_size, self.accuracy, saved)
         return rollout_metrics(window, self.reduce(sums), self.gather)
+
+    def eval_metrics(self, rows: Rows) -> dict[str, float]:
+        """Rewards of one policy-free response to each row, sampled as in training."""
+        window = self.sampler.one_each(self._engine(), list(rows), self.state)
+        parts = {f"rewards/{n}/mean": float(v.nanmean()) for n, v in window.parts.items()}
+        lengths = {"completions/mean_length": float(window.lengths.double().mean())}
+        return {"reward": float(window.rewards.mean()), **parts, **lengths}
 
     def completions(self, part: Window) -> list[dict[str, Any]]:
         """The table of a step's responses."""
@@ -342,4 +361,4 @@ class _TrainedModel(NativeEngine):
 if __name__ == "__main__":
     from fastmpi.cli import main
 
-    main(["rl", *sys.argv[1:]])
+    raise SystemExit(main(["rl", *sys.argv[1:]]))

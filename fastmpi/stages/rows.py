@@ -66,6 +66,13 @@ def policy_of(row: Row, policies: Mapping[str, Policy] | None) -> Policy:
     return policies[name]
 
 
+def policies_digest(policies: Mapping[str, Policy] | None) -> str:
+    """Hash of the policies' words and numbers of pictures."""
+    known = sorted((policies or {}).items())
+    texts = [(name, policy.text, len(policy.images)) for name, policy in known]
+    return hashlib.sha256(repr(texts).encode()).hexdigest()
+
+
 def check_length(row: Row, length: int, budget: int, what: str = "sample") -> None:
     """ValueError if the row does not fit into a forward pass."""
     if length > budget:

@@ -17,7 +17,7 @@ import torch
 from fastmpi.rewards import RewardFunction, score
 from fastmpi.rollout.groups import ARMS, PolicyRollout, Rollout, informative_groups
 from fastmpi.rollout.sampling import SamplingParams
-from fastmpi.stages.rows import Rows, shuffled
+from fastmpi.stages.rows import Row, Rows, shuffled
 from fastmpi.stages.window import Window
 
 if TYPE_CHECKING:
@@ -80,20 +80,28 @@ class WindowSampler:
         first = place * self.rows_per_batch + self.rank * count
         indices = shuffled(len(self.rows), self.args.seed, epoch)[first : first + count]
         rows = [self.rows[int(i)] for i in indices]
-        rollouts = PolicyRollout(
-            engine,
-            self.processor,
-            self.policies or {},
-            num_generations=self.args.num_generations,
-            num_policy_generations=self.args.policy_generations,
-            folder=self.image_folder,
-        ).generate(
-            rows,
-            self._sampling_params(),
-            first_group=self.batches_drawn * self.rows_per_batch + self.rank * count,
+        first_group = self.batches_drawn * self.rows_per_batch + self.rank * count
+        generations = self.args.num_generations, self.args.policy_generations
+        rollouts = self._rollout(engine, *generations).generate(
+            rows, self._sampling_params(), first_group=first_group
         )
         self.batches_drawn += 1
         return self._scored(rollouts, rows, indices, trainer_state)
+
+    def one_each(self, engine: Engine, rows: Sequence[Row], trainer_state: Any) -> Window:
+        """One policy-free response to each of any rows, scored."""
+        rollouts = self._rollout(engine, 1, 0).generate(rows, self._sampling_params())
+        return self._scored(rollouts, rows, np.arange(len(rows)), trainer_state)
+
+    def _rollout(self, engine: Engine, free: int, aware: int) -> PolicyRollout:
+        return PolicyRollout(
+            engine,
+            self.processor,
+            self.policies or {},
+            num_generations=free,
+            num_policy_generations=aware,
+            folder=self.image_folder,
+        )
 
     def _sampling_params(self) -> SamplingParams:
         args = self.args

@@ -38,4 +38,4 @@ class SFTTrainer(SupervisedTrainer):
 if __name__ == "__main__":
     from fastmpi.cli import main
 
-    main(["sft", *sys.argv[1:]])
+    raise SystemExit(main(["sft", *sys.argv[1:]]))

@@ -6,11 +6,9 @@ the gradients of micro-batches, accumulation steps and processes simply add up.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +57,6 @@ class OptimizerStep:
     args: TrainingConfig
     accelerator: Accelerator
     model: ForestModel
-    wrapped: torch.nn.Module  # the model as accelerate runs it
     processor: Processor
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
@@ -97,24 +94,36 @@ class OptimizerStep:
         }
 
     def accumulate_gradients(self, step: StepInput) -> dict[str, float]:
-        """Adds the whole step's gradient to the parameters; how many tokens that took."""
+        """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
         batches = self.microbatches(step.samples)
-        # Every process makes equally many passes, or the others would wait for it for ever.
-        passes = int(self.gather(torch.tensor([len(batches)])).max())
-        silent = [_silenced(batches[0])] * (passes - len(batches))
-        for i, batch in enumerate([*batches, *silent]):
-            last = i == passes - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self.forward(batch, step.objective)
-                # Processes average their gradients; the step's loss is their sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+        for batch in batches:
+            self.accelerator.backward(self.forward(batch, step.objective))
+        if self.accelerator.num_processes > 1:
+            self._add_gradients_of_all()
         return {
-            "perf/tokens": float(sum(b.num_unshared_tokens for b in batches)),
-            "perf/merged_tokens": float(sum(b.num_tokens for b in batches)),
+            "perf/tokens": float(sum(batch.num_unshared_tokens for batch in batches)),
+            "perf/merged_tokens": float(sum(batch.num_tokens for batch in batches)),
         }
+
+    def _add_gradients_of_all(self) -> None:
+        """The processes' gradients are shares of the step's, as those of micro-batches are.
+
+        Done once a step and not during the backward passes: processes may then run unequally many
+        of them, and not every pass needs to reach every parameter.
+        """
+        from torch.distributed import all_reduce
+
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        waiting = [all_reduce(p.grad, async_op=True) for p in self.parameters.values()]
+        for reduced in waiting:
+            reduced.wait()
 
     def microbatches(self, samples: Sequence[Sample]) -> list[ForestBatch]:
         """The samples as forests of at most max_tokens_per_microbatch tokens."""
+        if not samples:
+            return []
         budget, share = self.args.max_tokens_per_microbatch, self.args.share_prefix
         return microbatches(samples, self.processor, budget, share=share)
 
@@ -132,7 +141,7 @@ class OptimizerStep:
                 return score(batch, hidden, weight, self.model.softcap)
 
         with self.precision():
-            return (model or self.wrapped)(batch, head, features)
+            return (model or self.model)(batch, head, features)
 
     def precision(self) -> torch.autocast:
         """Mixed precision, if asked for."""
@@ -152,8 +161,3 @@ class OptimizerStep:
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
-
-
-def _silenced(batch: ForestBatch) -> ForestBatch:
-    """The same tokens without a loss: a pass that only keeps the other processes company."""
-    return dataclasses.replace(batch, weights=torch.zeros_like(batch.weights))

@@ -10,12 +10,13 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastmpi.data.samples import Sample
 from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
-from fastmpi.stages.rows import BoundedCache, Row, check_length, shuffled
+from fastmpi.stages.rows import BoundedCache, Row, Rows, check_length, shuffled
 from fastmpi.stages.step import StepInput
 
 MAX_SAMPLE_BYTES = 2**30
@@ -31,8 +32,21 @@ class SupervisedTrainer(Trainer):
     def check(self) -> None:
         self._samples: BoundedCache[Sample] = BoundedCache(MAX_SAMPLE_BYTES)
         for index in range(len(self.rows)):
-            sample = self._sample(index)
-            check_length(self.rows[index], len(sample.ids), self.args.max_tokens_per_microbatch)
+            self._check_length(self.rows[index], self._sample(index))
+        for row in self.eval_rows or []:
+            self._check_length(row, self.sample(row))
+
+    def _check_length(self, row: Row, sample: Sample) -> None:
+        check_length(row, len(sample.ids), self.args.max_tokens_per_microbatch)
+
+    def eval_metrics(self, rows: Rows) -> dict[str, float]:
+        """The loss over all tokens of all rows, as in training."""
+        samples = [self.sample(row) for row in rows]
+        loss = NextTokenLoss(sum(float(sample.weights.sum()) for sample in samples))
+        with torch.no_grad():
+            for batch in self.microbatches(samples):
+                self.forward(batch, loss)
+        return loss.metrics(loss.sums)
 
     @property
     def rows_per_step(self) -> int:
@@ -48,9 +62,6 @@ class SupervisedTrainer(Trainer):
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         mine = [self._sample(int(i)) for i in rows[rank::size]]
         total = self.reduce({"weight": sum(float(s.weights.sum()) for s in mine)})["weight"]
-        if not mine:  # fewer rows left than processes: go through the motions without a loss
-            other = self._sample(int(rows[0]))
-            mine = [Sample(other.ids, other.images, np.zeros_like(other.weights))]
         return StepInput(mine, NextTokenLoss(total))
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -44,7 +44,7 @@ class World:
         make, make_config = makers[stage]
         arguments = {
             name: settings.pop(name)
-            for name in ("reward_funcs", "evaluate", "policies", "engine", "processing_class")
+            for name in ("reward_funcs", "evaluate", "policies", "engine", "eval_dataset")
             if name in settings
         }
         if stage == "rl":

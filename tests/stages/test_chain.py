@@ -11,15 +11,8 @@ import pytest
 from fastmpi.recipe import Recipe
 from fastmpi.rewards import exact_answer
 from fastmpi.stages import chain
-from fastmpi.stages.chain import (
-    DataFiles,
-    StageRecord,
-    StageStart,
-    prepare_data,
-    reward_functions,
-    run_chain,
-    run_stage,
-)
+from fastmpi.stages.chain import prepare_data, reward_functions, run_chain, run_stage
+from fastmpi.stages.record import DataFiles, StageRecord, StageStart
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ from fastmpi.recipe import Recipe, find_recipe
 from fastmpi.stages import comparison as comparison_module
 from fastmpi.stages import comparison_page as page
 from fastmpi.stages import ladder as ladder_module
-from fastmpi.stages.chain import DataFiles, StageRecord, StageStart
-from fastmpi.stages.ladder import (
+from fastmpi.stages.ladder import Ladder
+from fastmpi.stages.methods import (
     MATCH,
     Comparison,
-    Ladder,
     comparison_of,
     label,
     matched_steps,
     prefixes,
 )
+from fastmpi.stages.record import DataFiles, StageRecord, StageStart
 
 COMPARE = {
     "methods": {
@@ -101,6 +101,8 @@ def trained(monkeypatch):
         return dict.fromkeys(models, (20.0, 5.0))
 
     monkeypatch.setattr(ladder_module, "Workers", SameProcess)
+    pace = [{"step": 1, "cpu_seconds": 1.5}, {"step": 8, "cpu_seconds": 5.0}]
+    monkeypatch.setattr(ladder_module, "read_metrics", lambda folder: pace)
     monkeypatch.setattr(ladder_module, "run_stage", run_stage)
     monkeypatch.setattr(ladder_module, "evaluate_model", evaluate_model)
     monkeypatch.setattr(ladder_module, "time_prefills", time_prefills)
@@ -134,15 +136,16 @@ def test_matched_stage_waits_and_takes_the_seconds_of_its_target(trained, tmp_pa
     names = [stage.name for stage in trained]
     assert names.index("long") > max(names.index("cpt+sft+rl"), names.index("sft"))
     plans = {stage.name: stage.plan for stage in trained}
-    # TriMPI took 5 + 4 + 11 CPU-seconds; a step of SFT takes 4 / 8.
-    assert plans["long"].config.max_steps == 40 and plans["sft"].config.max_steps == 8
+    # TriMPI took 5 + 4 + 11 CPU-seconds; a step of SFT takes 0.5, and the first one 1 more.
+    assert plans["long"].config.max_steps == 38 and plans["sft"].config.max_steps == 8
     assert plans["sft+grpo"].config.policy_generations == 0
     assert all(plan.config.disable_tqdm for plan in plans.values())
 
 
-def test_matched_steps_are_at_least_one():
-    record = StageRecord("", {}, steps=10, cpu_seconds=5.0)
-    assert [matched_steps(seconds, record) for seconds in (0.0, 0.6, 5.0)] == [1, 1, 10]
+def test_matched_steps_count_a_slow_start_once():
+    lines = [{"step": 2, "cpu_seconds": 3.0}, {"step": 10, "cpu_seconds": 7.0}]
+    assert [matched_steps(s, lines) for s in (0.0, 7.0, 7.1, 107.0)] == [1, 10, 11, 210]
+    assert matched_steps(7.1, lines[1:]) == 11  # a single log: the mean
 
 
 def test_what_others_wait_for_starts_first(trained, tmp_path):

@@ -142,3 +142,25 @@ def test_windows_survive_a_checkpoint(tmp_path) -> None:
     for name, values in whole.tensors().items():
         torch.testing.assert_close(again.tensors()[name], values, equal_nan=True)
     assert again.ref_logprob is None
+
+
+def test_evaluation_rows(world) -> None:
+    """Measured at the start and the end of a run: the loss of rows falls, rewards are logged."""
+    from fastmpi.tracking import read_metrics
+
+    settings = {"eval_dataset": world.rows[:3], "eval_steps": 3, "max_steps": 6}
+    result = world.trainer("sft", **settings).train()
+    first, last = [line for line in read_metrics(result.output_dir) if "eval/loss" in line]
+    assert (first["step"], last["step"]) == (3, 6) and last["eval/loss"] < first["eval/loss"]
+
+    def right(completion_ids, arm, answer, **_):
+        assert set(arm) == {"policy_free"} or len(arm) == 12
+        return [float(ids[0] % 2) for ids in completion_ids]
+
+    settings = {**settings, "eval_steps": 2, "max_steps": 2}
+    result = world.trainer(
+        "rl", reward_funcs=right, evaluate=lambda model, step: {"x": step}, **settings
+    ).train()
+    (line,) = [line for line in read_metrics(result.output_dir) if "eval/x" in line]
+    assert line["eval/x"] == 2 and line["eval/reward"] == line["eval/rewards/right/mean"]
+    assert 1 <= line["eval/completions/mean_length"] <= 6

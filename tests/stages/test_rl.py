@@ -100,7 +100,7 @@ def test_logprobs_are_those_after_the_policy_free_prompt(world) -> None:
 
     trainer = begun(world, temperature=0.7, max_tokens_per_microbatch=70)
     window = trainer.next_window({})
-    found = trainer.logprobs(window, trainer.wrapped)
+    found = trainer.logprobs(window, trainer.model)
     expected = []
     with torch.no_grad():
         for index, row in enumerate(window.rows.tolist()):
@@ -128,14 +128,14 @@ def text_of(row: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize("use_peft", [True, False])
 def test_the_reference_is_the_start_of_the_stage(world, use_peft: bool) -> None:
     trainer = begun(world, beta=0.1, use_peft=use_peft, learning_rate=0.1)
-    trainer.wrapped.train()
+    trainer.model.train()
     first = trainer.next_window({})
-    assert first.ref_logprob.equal(trainer.logprobs(first, trainer.wrapped))
+    assert first.ref_logprob.equal(trainer.logprobs(first, trainer.model))
     for _ in range(2):
         trainer.optimizer_step(trainer.next_step())
     again = trainer.with_logprobs(first)
     assert again.ref_logprob.equal(first.ref_logprob)
-    assert not trainer.logprobs(first, trainer.wrapped).allclose(first.ref_logprob, atol=1e-3)
+    assert not trainer.logprobs(first, trainer.model).allclose(first.ref_logprob, atol=1e-3)
 
 
 def test_the_reference_survives_resuming(world) -> None:
@@ -169,7 +169,7 @@ def test_truncated_responses_can_be_left_out(world) -> None:
     # lengths 3, 6, 6; the long ones never finished
     weights = step.objective.token_weights
     assert weights[:3].tolist() == pytest.approx([1 / (12 * 3), 0, 0])
-    trainer.wrapped.train()
+    trainer.model.train()
     metrics = trainer.optimizer_step(step)
     assert step.objective.sums["tokens"] == 4 * 3
     assert metrics["grad_norm"] >= 0

@@ -35,7 +35,7 @@ def take_step(
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Gradient, parameters after the step, and metrics."""
     trainer._begin()
-    trainer.wrapped.train()
+    trainer.model.train()
     trainer.accumulate_gradients(make_step(trainer))
     gradient = vector(p.grad for p in trainer.parameters.values())
     trainer.optimizer.zero_grad()
@@ -59,7 +59,7 @@ def policy_step(trainer: Any) -> Any:
     if not hasattr(trainer, "made"):
         trainer.made = trainer.next_window({})
         generator = torch.Generator().manual_seed(0)
-        old = trainer.logprobs(trainer.made, trainer.wrapped)
+        old = trainer.logprobs(trainer.made, trainer.model)
         moved = old + 0.3 * torch.randn(old.shape, generator=generator, dtype=old.dtype)
         sides = torch.tensor([0.5, -0.5, -0.5, 0.5] * (len(trainer.made) // 4))
         moved += sides.repeat_interleave(trainer.made.lengths)
@@ -118,13 +118,15 @@ def test_supervised_step(world, stage: str, without_fp32_casts: None) -> None:
 
 
 def test_order_of_samples(world, without_fp32_casts: None) -> None:
-    def reversed_step(trainer: Any) -> Any:
-        step = trainer.next_step()
-        return replace(step, samples=step.samples[::-1])
+    def run(order: slice) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        def make_step(trainer: Any) -> Any:
+            step = trainer.next_step()
+            return replace(step, samples=step.samples[order])
 
-    settings = {**settings_of("whole", 8), "dtype": "float64"}
-    expected = take_step(world.trainer("cpt", **settings), lambda t: t.next_step())
-    found = take_step(world.trainer("cpt", **settings), reversed_step)
+        model = world.load("float64")
+        return take_step(world.trainer("cpt", model=model, **settings_of("whole", 8)), make_step)
+
+    expected, found = run(slice(None)), run(slice(None, None, -1))
     assert relative(found[0], expected[0]) < 1e-12
     assert relative(found[1], expected[1]) < 1e-12
 
@@ -158,7 +160,7 @@ def test_only_what_is_not_frozen_changes(world) -> None:
 def test_a_training_tower_gets_gradients(world) -> None:
     trainer = world.trainer("cpt", max_steps=1, freeze_vision=False, freeze_merger=False)
     trainer._begin()
-    trainer.wrapped.train()
+    trainer.model.train()
     trainer.accumulate_gradients(trainer.next_step())
     towers = [p for name, p in trainer.parameters.items() if "visual" in name]
     assert towers and all(p.grad is not None and p.grad.any() for p in towers)
