@@ -9,7 +9,7 @@ import pytest
 
 from fastmpi.config import SFTConfig
 from fastmpi.recipe import Recipe, find_recipe, load_recipe, shipped_recipes
-from fastmpi.stages.ladder import comparison_of
+from fastmpi.stages.methods import comparison_of
 
 FILES = {"train": "train.jsonl", "train_cot": "cot.jsonl", "test": "test.jsonl"}
 

@@ -1,103 +1,37 @@
 """Runs the stages of a recipe, each on the model that the one before it left.
 
-Beside what a trainer writes, every stage's folder gets a `stage.json`: what the stage was made from
-(settings, rows, policies, the stages before it) and what it cost. A finished stage is recognised by
-it and not run again. A folder made from something else is an error, never silently reused.
+A finished stage is recognised by its `stage.json` (see `record.py`) and not run again. A folder
+made from something else is an error, never silently reused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmpi import __version__
 from fastmpi.assets import tiny_base_path
 from fastmpi.data.rows import read_rows
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.policies.clevr_data import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, Recipe, StagePlan
+from fastmpi.stages.record import DataFiles, StageRecord, StageStart, difference, made_from_of
 
 if TYPE_CHECKING:
     from fastmpi.evaluation.result import EvalResult
     from fastmpi.rewards import RewardFunction
 
-RECORD = "stage.json"
 TRAINERS = {
     "cpt": ("fastmpi.stages.cpt", "CPTTrainer"),
     "sft": ("fastmpi.stages.sft", "SFTTrainer"),
     "rl": ("fastmpi.stages.rl", "PolicyRolloutTrainer"),
 }
-# Where things lie and what is shown does not change what a stage makes.
-_NOT_MADE_FROM = ("output_dir", "report_to", "disable_tqdm", "logging_steps", "logging_first_step")
-
-
-@dataclass(frozen=True)
-class DataFiles:
-    """The files that a recipe's `data` and `policies` come to."""
-
-    policies: str | None
-    train: str | None
-    train_cot: str | None
-    test: str | None
-
-    def rows(self, name: str) -> str:
-        """The path of "train", "train_cot" or "test", or `name` itself, a path."""
-        if name not in FILES:
-            return name
-        path = getattr(self, name)
-        if path is None:
-            raise ValueError(f"data has no {name!r}, and a stage needs it")
-        return str(path)
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What `stage.json` says.
-
-    identity: hash of all that the stage was made from. made_from: the same, readable.
-    model: the folder of the trained model. cpu_seconds, seconds: of the optimiser steps and the
-    rollouts, by the processor's and the wall clock, over all parts of a resumed run.
-    """
-
-    identity: str
-    made_from: Mapping[str, Any]
-    done: bool = False
-    model: str = ""
-    steps: int = 0
-    cpu_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @classmethod
-    def read(cls, folder: Path) -> StageRecord | None:
-        path = folder / RECORD
-        if not path.exists():
-            return None
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / (RECORD + ".writing")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        aside.replace(folder / RECORD)
-
-
-@dataclass(frozen=True)
-class StageStart:
-    """What a stage begins with: a model and the identity of what made it."""
-
-    model: str
-    identity: str
 
 
 @dataclass(frozen=True)
@@ -152,11 +86,11 @@ def run_stage(
     trust_remote_code: bool = False,
 ) -> StageRecord:
     """Trains one stage into `folder`, or finds that it is there already."""
-    made_from = _made_from(plan, start, data)
-    record = StageRecord(_digest(made_from), made_from)
+    made_from = made_from_of(plan, start, data)
+    record = StageRecord.of(made_from)
     found = None if overwrite else StageRecord.read(folder)
     if found is not None and found.identity != record.identity:
-        raise ValueError(f"{folder} {_difference(found.made_from, made_from)}; {_WAY_OUT}")
+        raise ValueError(f"{folder} {difference(found.made_from, made_from)}; {_WAY_OUT}")
     if found is not None and found.done:
         return found
     resumed = found is not None and any(folder.glob("checkpoint-*"))
@@ -316,40 +250,3 @@ def _write_evaluations(results: Sequence[EvalResult], folder: Path) -> None:
 
 def _arm(with_policy: bool) -> str:
     return "with_policy" if with_policy else "without_policy"
-
-
-def _made_from(plan: StagePlan, start: StageStart, data: DataFiles) -> dict[str, Any]:
-    settings = {k: v for k, v in plan.config.to_dict().items() if k not in _NOT_MADE_FROM}
-    rows = _file_digest(data.rows(plan.train_dataset))
-    policies = _file_digest(data.policies) if data.policies else ""
-    return json.loads(
-        json.dumps(
-            {
-                "fastmpi": __version__,
-                "stage": plan.kind,
-                **settings,
-                "reward_funcs": list(plan.reward_funcs),
-                "rows": rows,
-                "policies": policies,
-                "start": start.identity,
-            }
-        )
-    )
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            return f"was made with {key} {found.get(key)!r:.40}, not {value!r:.40}"
-    return "was made from something else"
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None

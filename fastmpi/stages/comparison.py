@@ -29,7 +29,8 @@ from fastmpi.stages.comparison_page import (
     stage_curves,
     stage_seconds,
 )
-from fastmpi.stages.ladder import Comparison, Ladder, comparison_of, prefixes
+from fastmpi.stages.ladder import Ladder
+from fastmpi.stages.methods import Comparison, comparison_of, prefixes
 from fastmpi.tracking import read_metrics
 
 SHOWN = ("loss", "reward", "perf/tokens_per_s")

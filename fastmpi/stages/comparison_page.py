@@ -26,8 +26,9 @@ from fastmpi.report import (
     StageCurves,
     TreeNode,
 )
-from fastmpi.stages.chain import DataFiles
-from fastmpi.stages.ladder import MATCH, Chain, Comparison, Outcome, label, prefixes
+from fastmpi.stages.ladder import Outcome
+from fastmpi.stages.methods import MATCH, Chain, Comparison, label, prefixes
+from fastmpi.stages.record import DataFiles
 from fastmpi.tracking import read_metrics
 
 if TYPE_CHECKING:
