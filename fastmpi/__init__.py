@@ -21,7 +21,7 @@ _EXPORTS = {
     "Processor": "fastmpi.data.processor",
     "SFTConfig": "fastmpi.config",
     "SFTTrainer": "fastmpi.stages.sft",
-    "run": "fastmpi.recipe",
+    "run": "fastmpi.stages.chain",
 }
 
 __all__ = [
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.policies import Policy, PolicySet
-    from fastmpi.recipe import run
+    from fastmpi.stages.chain import run
     from fastmpi.stages.cpt import CPTTrainer
     from fastmpi.stages.rl import PolicyRolloutTrainer
     from fastmpi.stages.sft import SFTTrainer

@@ -200,7 +200,7 @@ def _trust(own: Mapping[str, Any]) -> dict[str, bool]:
 def _run(words: Sequence[str]) -> int:
     recipe, own = _recipe("run", words)
 
-    from fastmpi.recipe import run
+    from fastmpi.stages.chain import run
 
     _quiet()
     result = run(recipe, **_trust(own))

@@ -25,7 +25,6 @@ from fastmpi.settings import Settings, did_you_mean, read_yaml
 
 if TYPE_CHECKING:
     from fastmpi.policies.clevr_data import ClevrPolicyConfig
-    from fastmpi.stages.chain import RunResult
 
 STAGES: Mapping[str, type[TrainingConfig]] = {
     "cpt": CPTConfig,
@@ -198,31 +197,6 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
         at[parent] = dict(inner)
         at = at[parent]
     at[last] = value
-
-
-def run(
-    recipe: str | Path | Recipe,
-    *,
-    trust_recipe_code: bool = False,
-    trust_remote_code: bool = False,
-    overwrite: bool = False,
-) -> RunResult:
-    """Runs the stages of a recipe one after the other, each on the model before it, and evaluates
-    the last one with and without the policy in its prompt.
-
-    Finished stages are not run again, and an unfinished one continues from its newest checkpoint;
-    `overwrite` starts anew. The resolved recipe is saved as `config.yaml` in the output.
-    """
-    from fastmpi.stages.chain import run_chain
-
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
-    return run_chain(
-        recipe,
-        trust_recipe_code=trust_recipe_code,
-        trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-    )
 
 
 def _refuse_trust(values: Mapping[str, Any]) -> None:

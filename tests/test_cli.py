@@ -106,11 +106,11 @@ def test_dotted_flags_reach_into_a_recipe(tmp_path, capsys, monkeypatch):
     recipe_file.write_text("data: {train: a}\nsft: {}\n")
     seen = {}
 
-    def run_chain(recipe, **options):
+    def run(recipe, **options):
         seen.update(recipe=recipe, options=options)
         return SimpleNamespace(with_policy=None, without_policy=None, model="out")
 
-    monkeypatch.setattr(chain, "run_chain", run_chain)
+    monkeypatch.setattr(chain, "run", run)
     words = ["run", str(recipe_file), "--seed", "3", "--sft.max-steps=4", "--sft.lr-scheduler-type"]
     assert main([*words, "cosine", "--overwrite"]) == 0
     config = seen["recipe"].stage("sft").config

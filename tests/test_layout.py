@@ -22,7 +22,8 @@ LAYERS = [
     {"rewards", "config", "settings", "checkpoint", "tracking", "environment", "assets"},
     {"models", "data", "policies"},
     {"rollout", "evaluation", "report"},
-    {"stages", "recipe"},
+    {"recipe"},
+    {"stages"},
     {"cli", "flags", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -20,7 +20,7 @@ from fastmpi.data.rows import read_rows
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.policies.clevr_data import generate
 from fastmpi.policies.policy import PolicySet
-from fastmpi.recipe import FILES, Recipe, StagePlan
+from fastmpi.recipe import FILES, Recipe, StagePlan, load_recipe
 from fastmpi.stages.record import DataFiles, StageRecord, StageStart, difference, made_from_of
 
 if TYPE_CHECKING:
@@ -164,14 +164,21 @@ def reward_functions(names: Sequence[str], trust_recipe_code: bool) -> list[Rewa
     return functions
 
 
-def run_chain(
-    recipe: Recipe,
+def run(
+    recipe: str | Path | Recipe,
     *,
     trust_recipe_code: bool = False,
     trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> RunResult:
-    """`fastmpi.run`: all stages of the recipe, then the evaluation of the last model."""
+    """Runs the stages of a recipe one after the other, each on the model before it, and evaluates
+    the last one with and without the policy in its prompt.
+
+    Finished stages are not run again, and an unfinished one continues from its newest checkpoint;
+    `overwrite` starts anew. The resolved recipe is saved as `config.yaml` in the output.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     data = prepare_data(recipe, overwrite=overwrite)
     output = save_recipe(recipe)
     start = StageStart(resolve_model(recipe.model), recipe.model)

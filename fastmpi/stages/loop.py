@@ -136,7 +136,7 @@ class Trainer(OptimizerStep, ABC):
         newest checkpoint in output_dir if there is one. The trained model ends up in output_dir,
         merged if an adapter was trained."""
         found = checkpoints.find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        self._begin()
+        self.begin()
         if found is not None:
             load_checkpoint(self, found)
         self.model.train()
@@ -189,8 +189,8 @@ class Trainer(OptimizerStep, ABC):
             return self.args.max_steps
         return max(1, math.ceil(self.args.num_train_epochs * self.steps_per_epoch))
 
-    def _begin(self) -> None:
-        """Start state: what is trained, the optimiser, and who this run is."""
+    def begin(self) -> None:
+        """Start state: what is trained, the optimiser, and who this run is. `train` calls it."""
         self.model.to(self.accelerator.device)
         self.identity = {
             "stage": self.stage,

@@ -11,7 +11,8 @@ import pytest
 from fastmpi.recipe import Recipe
 from fastmpi.rewards import exact_answer
 from fastmpi.stages import chain
-from fastmpi.stages.chain import prepare_data, reward_functions, run_chain, run_stage
+from fastmpi.stages.chain import prepare_data, reward_functions, run_stage
+from fastmpi.stages.chain import run as run_recipe
 from fastmpi.stages.record import DataFiles, StageRecord, StageStart
 
 
@@ -50,7 +51,7 @@ def recipe(tmp_path, files, **changes):
 
 
 def test_each_stage_starts_from_the_one_before(trained, files, tmp_path):
-    result = run_chain(recipe(tmp_path, files, cpt={}, sft={}, rl={}))
+    result = run_recipe(recipe(tmp_path, files, cpt={}, sft={}, rl={}))
     run = tmp_path / "run"
     assert trained == [
         ("cpt", "base", None), ("sft", str(run / "cpt"), None), ("rl", str(run / "sft"), None)
@@ -62,28 +63,28 @@ def test_each_stage_starts_from_the_one_before(trained, files, tmp_path):
 
 
 def test_finished_stages_are_not_run_again(trained, files, tmp_path):
-    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
-    run_chain(recipe(tmp_path, files, cpt={"logging_steps": 1}, sft={}, rl={}))
+    run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
+    run_recipe(recipe(tmp_path, files, cpt={"logging_steps": 1}, sft={}, rl={}))
     assert [kind for kind, *_ in trained] == ["cpt", "sft", "rl"]
-    run_chain(recipe(tmp_path, files, cpt={}), overwrite=True)
+    run_recipe(recipe(tmp_path, files, cpt={}), overwrite=True)
     assert trained[-1][0] == "cpt"
 
 
 def test_other_settings_in_the_same_folder_are_refused(trained, files, tmp_path):
-    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
+    run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
     with pytest.raises(ValueError, match="run/sft was made with lora_r 16, not 8; choose another"):
-        run_chain(recipe(tmp_path, files, cpt={}, sft={"lora_r": 8}))
+        run_recipe(recipe(tmp_path, files, cpt={}, sft={"lora_r": 8}))
     Path(files["train_cot"]).write_text('{"other": 1}\n')
     with pytest.raises(ValueError, match="run/cpt was made with rows "):
-        run_chain(recipe(tmp_path, files, cpt={}))
+        run_recipe(recipe(tmp_path, files, cpt={}))
     assert len(trained) == 2
 
 
 def test_a_stage_after_a_changed_one_is_not_taken_for_its_own(trained, files, tmp_path):
-    run_chain(recipe(tmp_path, files, cpt={}, sft={}))
-    run_chain(recipe(tmp_path, files, cpt={"max_steps": 3}), overwrite=True)
+    run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
+    run_recipe(recipe(tmp_path, files, cpt={"max_steps": 3}), overwrite=True)
     with pytest.raises(ValueError, match="run/sft was made with start "):
-        run_chain(recipe(tmp_path, files, cpt={"max_steps": 3}, sft={}))
+        run_recipe(recipe(tmp_path, files, cpt={"max_steps": 3}, sft={}))
 
 
 def test_interrupted_stage_continues_from_its_checkpoint(trained, files, tmp_path):
@@ -106,9 +107,9 @@ def test_interrupted_stage_continues_from_its_checkpoint(trained, files, tmp_pat
 
 def test_missing_rows_are_named_before_anything_is_written(trained, tmp_path):
     with pytest.raises(ValueError, match="data has no 'train_cot', and a stage needs it"):
-        run_chain(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, sft={}))
+        run_recipe(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, sft={}))
     with pytest.raises(ValueError, match="t.jsonl cannot be read: No such file"):
-        run_chain(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, rl={}))
+        run_recipe(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, rl={}))
     assert not (tmp_path / "run" / "sft").exists() and trained == []
 
 

@@ -28,7 +28,7 @@ def test_merged_equals_repeated_rows(world, without_fp32_casts: None) -> None:
     trainer = world.trainer(
         "cpt", model=world.load("float64"), max_grad_norm=0, per_device_train_batch_size=6
     )
-    trainer._begin()
+    trainer.begin()
     trainer.model.train()
     step = trainer.next_step()
     counts = trainer.accumulate_gradients(step)

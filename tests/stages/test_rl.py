@@ -37,7 +37,7 @@ class ScriptedEngine:
 
 def begun(world: Any, **settings: Any) -> Any:
     trainer = world.trainer("rl", **settings)
-    trainer._begin()
+    trainer.begin()
     return trainer
 
 

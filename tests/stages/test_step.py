@@ -34,7 +34,7 @@ def take_step(
     trainer: Any, make_step: Callable[[Any], Any]
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Gradient, parameters after the step, and metrics."""
-    trainer._begin()
+    trainer.begin()
     trainer.model.train()
     trainer.accumulate_gradients(make_step(trainer))
     gradient = vector(p.grad for p in trainer.parameters.values())
@@ -143,7 +143,7 @@ def test_sharing_saves_tokens(world) -> None:
 
 def test_a_diverged_step_is_an_error(world) -> None:
     trainer = world.trainer("cpt")
-    trainer._begin()
+    trainer.begin()
     next(iter(trainer.parameters.values())).data.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="step 1: the gradient is nan"):
         trainer.optimizer_step(trainer.next_step())
@@ -159,7 +159,7 @@ def test_only_what_is_not_frozen_changes(world) -> None:
 
 def test_a_training_tower_gets_gradients(world) -> None:
     trainer = world.trainer("cpt", max_steps=1, freeze_vision=False, freeze_merger=False)
-    trainer._begin()
+    trainer.begin()
     trainer.model.train()
     trainer.accumulate_gradients(trainer.next_step())
     towers = [p for name, p in trainer.parameters.items() if "visual" in name]
