@@ -134,8 +134,15 @@ class Trainer(OptimizerStep, ABC):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
         """Train to the last step, from the start, from a checkpoint's path, or ("auto") from the
         newest checkpoint in output_dir if there is one. The trained model ends up in output_dir,
-        merged if an adapter was trained."""
+        merged if an adapter was trained. ValueError where a new run would mix with the checkpoints
+        of another."""
         found = checkpoints.find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        others = checkpoints.checkpoints(self.args.output_dir)
+        if found is None and others:
+            raise ValueError(
+                f"{others[-1]} is there already: continue it with resume_from_checkpoint='auto', "
+                "or choose another output_dir"
+            )
         self.begin()
         if found is not None:
             load_checkpoint(self, found)
@@ -195,7 +202,7 @@ class Trainer(OptimizerStep, ABC):
         self.identity = {
             "stage": self.stage,
             "model": checkpoints.fingerprint(self.model.named_parameters()),
-            "rows": self.rows.digest(),
+            "rows": self.rows.digest,
             "policies": policies_digest(self.policies),
             "processes": self.accelerator.num_processes,
             "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},

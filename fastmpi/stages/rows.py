@@ -23,16 +23,22 @@ ValueT = TypeVar("ValueT")
 
 
 class Rows(Sequence[Row]):
-    """A data set whose rows have what the stage needs; ValueError names the row that has not."""
+    """A data set whose rows have what the stage needs; ValueError names the row that has not.
+
+    digest: hash of ids, prompts and answers, which tells data sets apart on resuming.
+    """
 
     def __init__(self, dataset: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         self._dataset = dataset
         if len(dataset) == 0:
             raise ValueError("the data set has no rows")
+        hashed = hashlib.sha256()
         for row in self:
             for column in columns:
                 if row.get(column) is None:
                     raise ValueError(f"row {row['id']!r} has no {column!r}")
+            hashed.update(repr([row["id"], row.get("prompt"), row.get("answer")]).encode())
+        self.digest = hashed.hexdigest()
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -45,13 +51,6 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
-
-    def digest(self) -> str:
-        """Hash of ids, prompts and answers: tells data sets apart on resuming."""
-        hashed = hashlib.sha256()
-        for row in self:
-            hashed.update(repr([row["id"], row.get("prompt"), row.get("answer")]).encode())
-        return hashed.hexdigest()
 
 
 def policy_of(row: Row, policies: Mapping[str, Policy] | None) -> Policy:

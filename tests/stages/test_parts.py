@@ -22,7 +22,7 @@ def test_rows_fill_in_what_may_be_left_out() -> None:
     rows = Rows([{"prompt": "a"}, {"prompt": "b", "id": 7, "images": None}], ["prompt"])
     assert rows[0] == {"id": "0", "prompt": "a", "images": []}
     assert rows[1] == {"id": 7, "prompt": "b", "images": []}
-    assert rows.digest() != Rows([{"prompt": "a"}], ["prompt"]).digest()
+    assert rows.digest != Rows([{"prompt": "a"}], ["prompt"]).digest
 
 
 def test_rows_of_a_hugging_face_data_set() -> None:

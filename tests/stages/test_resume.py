@@ -64,7 +64,7 @@ def straight_and_killed(world: Any, stage: str, killed_at: int, **settings: Any)
     ("stage", "killed_at", "settings"),
     [
         ("cpt", 4, {"max_steps": 6, "weight_decay": 0.1}),  # at the end of an epoch of three
-        ("cpt", 5, {"num_train_epochs": 2, "save_steps": 2, "logging_steps": 4}),
+        ("cpt", 5, {"num_train_epochs": 2, "logging_steps": 4}),
         ("sft", 4, {"max_steps": 5, "lr_scheduler_type": "cosine", "warmup_steps": 2}),
         # in the middle of a window of four steps, two passes over two
         ("rl", 4, {"max_steps": 6, "steps_per_generation": 4, "num_iterations": 2, "beta": 0.1}),
@@ -136,6 +136,13 @@ def test_a_finished_run_is_left_as_it_is(world) -> None:
     after = weights(again.output_dir), curves(again.output_dir)
     assert all(after[0][name].equal(tensor) for name, tensor in before[0].items())
     assert after[1] == before[1]
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(world) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps"}
+    world.trainer("cpt", **settings).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2 is there already: continue it with"):
+        world.trainer("cpt", **settings).train()
 
 
 def test_checkpoints_are_model_folders(world) -> None:
