@@ -98,6 +98,8 @@ def _steps(
         trainer.begin()
         for number in range(steps + 1):
             step = trainer.next_step()
+            # Frozen features are cached: neither arm shall pay for the other's pictures.
+            trainer.features.of([image for sample in step.samples for image in sample.images])
             order = [True, False] if number % 2 else [False, True]
             found = {share: _gradient(trainer, step, share) for share in order}
             trainer.optimizer_step(step)
