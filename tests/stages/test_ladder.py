@@ -148,9 +148,14 @@ def test_matched_steps_count_a_slow_start_once():
     assert matched_steps(7.1, lines[1:]) == 11  # a single log: the mean
 
 
-def test_what_others_wait_for_starts_first(trained, tmp_path):
+def test_what_others_wait_for_starts_first(trained, tmp_path, monkeypatch):
+    order = []
+    submit = SameProcess.submit
+    monkeypatch.setattr(SameProcess, "submit", lambda *a: (order.append(a[1]), submit(*a)))
     Ladder(recipe(tmp_path), FILES).run(lambda ladder, running: None)
-    assert [stage.name for stage in trained][:2] in (["cpt", "sft"], ["sft", "cpt"])
+    assert order.index("train cpt") < order.index("train sft+grpo")
+    assert order.index("train cpt") < order.index("evaluate base")
+    assert order[-1] == "prefill times"
 
 
 @pytest.mark.parametrize(
