@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fastmpi.recipe import Recipe, StagePlan
+from fastmpi.recipe import Recipe, StagePlan, load_recipe
 from fastmpi.stages.chain import DataFiles, build_trainer, prepare_data, resolve_model
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = replace(Recipe.from_yaml(args.recipe), output_dir=folder)
+        recipe = replace(load_recipe(args.recipe), output_dir=folder)
         data = prepare_data(recipe)
         found = [measure(plan, recipe, data, args.steps) for plan in recipe.stages()]
     print("stage  tokens -> merged     seconds a step, without -> with   ratio [quartiles]")
