@@ -28,7 +28,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 .PHONY: demo test lint wheel
 
 demo: $(VENV)/.installed-lora
-	$(BIN)/fastmpi compare $(RECIPE)
+	$(BIN)/fastmpi compare $(RECIPE) --overwrite
 
 # From an empty folder, so that nothing but the installed package can be imported.
 test: $(VENV)/.installed-dev

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from fastmpi.recipe import Recipe, StagePlan, load_recipe
-from fastmpi.stages.chain import DataFiles, build_trainer, prepare_data, resolve_model
+from fastmpi.stages.chain import build_trainer, prepare_data, resolve_model
+from fastmpi.stages.record import DataFiles
 
 
 @dataclass(frozen=True)
