@@ -121,9 +121,10 @@ def run_stage(
 @contextmanager
 def _only_main() -> Iterator[bool]:
     """True in the first process of a distributed run, which writes files; the others wait."""
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # as the trainers do
     state.wait_for_everyone()
     yield state.is_main_process
     state.wait_for_everyone()
