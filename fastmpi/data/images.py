@@ -39,6 +39,17 @@ class Image:
     grid: tuple[int, int, int]
     num_tokens: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels."""
+        return self.pixels.numel() * self.pixels.element_size()
+
+
+def pixel_digest(picture: PIL.Image.Image) -> bytes:
+    """128-bit hash of a decoded picture."""
+    header = repr((picture.mode, picture.size)).encode()
+    return hashlib.blake2b(header + picture.tobytes(), digest_size=16).digest()
+
 
 def content_key(pixels: Tensor, grid: tuple[int, int, int]) -> str:
     """128-bit hash, in hex, of a processed picture and its grid."""

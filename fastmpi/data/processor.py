@@ -8,14 +8,14 @@ Pictures always go through the PIL backend, so that pixels do not depend on what
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmpi.data.images import Image, ImageSource, content_key, load_image
+from fastmpi.data.cache import BoundedCache
+from fastmpi.data.images import Image, ImageSource, content_key, load_image, pixel_digest
 from fastmpi.data.samples import Prompt
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _PLACEHOLDERS = (
     "vision_start_token_id",
     "vision_end_token_id",
 )
-_MAX_CACHED_IMAGES = 65_536
+_MAX_IMAGE_BYTES = 2**31
 
 
 class Processor:
@@ -56,7 +56,7 @@ class Processor:
         self.image_token_id: int = config.image_token_id
         self.forbidden_token_ids = _placeholder_ids(config)
         self.eos_token_ids = _eos_ids(config, tokenizer)
-        self._images: OrderedDict[str, Image] = OrderedDict()
+        self._images: BoundedCache[Image] = BoundedCache(_MAX_IMAGE_BYTES)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False) -> Processor:
@@ -75,18 +75,19 @@ class Processor:
         self.image_processor.save_pretrained(folder)
 
     def image(self, source: ImageSource, folder: Path | None = None) -> Image:
-        """Decodes and processes one picture; equal paths are read once.
+        """Decodes and processes one picture.
 
-        `ValueError` where it is missing, unreadable or outside `folder`.
+        Equal paths are read once and equal pictures processed once, while they fit into memory
+        set aside for them. `ValueError` where it is missing, unreadable or outside `folder`.
         """
-        if not isinstance(source, (str, Path)):
-            return self._process(load_image(source, folder))
-        name = str(source) if folder is None else str(Path(folder) / source)
-        if name not in self._images:
-            self._images[name] = self._process(load_image(source, folder))
-            if len(self._images) > _MAX_CACHED_IMAGES:
-                self._images.popitem(last=False)
-        return self._images[name]
+        if isinstance(source, (str, Path)):
+            name = str(source) if folder is None else str(Path(folder) / source)
+            return self._cached(name, lambda: self._process(load_image(source, folder)))
+        picture = load_image(source, folder)
+        return self._cached(pixel_digest(picture), lambda: self._process(picture))
+
+    def _cached(self, key: str | bytes, make: Callable[[], Image]) -> Image:
+        return self._images.get(key, make, lambda image: image.num_bytes)
 
     def prompt(self, messages: list[dict[str, Any]], images: Sequence[Image]) -> Prompt:
         """Token ids of a chat up to the assistant's turn, placeholders expanded.

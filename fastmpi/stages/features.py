@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastmpi.data.cache import BoundedCache
 from fastmpi.models.features import ImageFeatures
-from fastmpi.stages.rows import BoundedCache
 
 if TYPE_CHECKING:
     from fastmpi.data.images import Image

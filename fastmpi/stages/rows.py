@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from fastmpi.policies import Policy
 
 Row = dict[str, Any]
-ValueT = TypeVar("ValueT")
 
 
 class Rows(Sequence[Row]):
@@ -84,35 +82,3 @@ def check_length(row: Row, length: int, budget: int, what: str = "sample") -> No
 def shuffled(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     """(num_rows,) int64: the order of the rows in one epoch, the same on every machine."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
-
-class BoundedCache(Generic[ValueT]):
-    """Keeps the most recently used values while they fit into `max_bytes`."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[ValueT, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._kept
-
-    def get(
-        self, key: Hashable, make: Callable[[], ValueT], size: Callable[[ValueT], int]
-    ) -> ValueT:
-        """The value of `key`, made if it is not here."""
-        if key not in self._kept:
-            self.put(key, (value := make()), size(value))
-            return value
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
-
-    def put(self, key: Hashable, value: ValueT, num_bytes: int) -> None:
-        """Keep a value, and let the oldest go."""
-        self._kept[key] = (value, num_bytes)
-        self._bytes += num_bytes
-        while self._bytes > self.max_bytes and self._kept:
-            self._bytes -= self._kept.popitem(last=False)[1][1]

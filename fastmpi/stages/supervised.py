@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmpi.data.cache import BoundedCache
 from fastmpi.data.samples import Sample
 from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
-from fastmpi.stages.rows import BoundedCache, Row, Rows, check_length, shuffled
+from fastmpi.stages.rows import Row, Rows, check_length, shuffled
 from fastmpi.stages.step import StepInput
 
 MAX_SAMPLE_BYTES = 2**30
@@ -82,5 +83,5 @@ class SupervisedTrainer(Trainer):
 
 
 def _num_bytes(sample: Sample) -> int:
-    pixels = sum(i.pixels.numel() * i.pixels.element_size() for i in sample.images)
+    pixels = sum(image.num_bytes for image in sample.images)
     return sample.ids.nbytes + sample.weights.nbytes + pixels

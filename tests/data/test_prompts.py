@@ -81,3 +81,17 @@ def test_sample_weights(processor):
 def test_placeholders_are_forbidden(processor):
     assert processor.image_token_id in processor.forbidden_token_ids
     assert not set(processor.eos_token_ids) & set(processor.forbidden_token_ids)
+
+
+def test_pictures_are_processed_once(processor, tmp_path, monkeypatch):
+    picture("red").save(tmp_path / "a.png")
+    as_bytes = {"bytes": (tmp_path / "a.png").read_bytes()}
+    made = []
+    process = processor._process
+    monkeypatch.setattr(processor, "_process", lambda p: made.append(p) or process(p))
+    for source in ("a.png", "a.png", picture("red"), picture("red"), as_bytes):
+        image = processor.image(source, tmp_path)
+        assert image.key == process(picture("red")).key
+    assert len(made) == 2, "once for the path, once for the pixels"
+    processor.image(picture("red", (64, 32)))
+    assert len(made) == 3

@@ -1,4 +1,4 @@
-"""The small parts of the stages: rows, caches, windows, learning rates, optimiser state."""
+"""The small parts of the stages: rows, windows, learning rates, optimiser state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastmpi.stages.optimizer import (
     make_optimizer,
     optimizer_tensors,
 )
-from fastmpi.stages.rows import BoundedCache, Rows, shuffled
+from fastmpi.stages.rows import Rows, shuffled
 from fastmpi.stages.window import Window
 
 
@@ -30,19 +30,6 @@ def test_rows_of_a_hugging_face_data_set() -> None:
 
     rows = Rows(Dataset.from_list([{"id": "x", "prompt": "a"}] * 2), ["prompt"])
     assert rows[1] == {"id": "x", "prompt": "a", "images": []} and len(list(rows)) == 2
-
-
-def test_cache_forgets_the_least_used() -> None:
-    made: list[str] = []
-    cache: BoundedCache[str] = BoundedCache(2)
-
-    def get(key: str) -> str:
-        return cache.get(key, lambda: made.append(key) or key, lambda value: 1)
-
-    for key in "abacab":
-        assert get(key) == key
-    assert made == ["a", "b", "c", "b"] and len(cache) == 2
-    assert BoundedCache(1).get("big", lambda: "big", lambda value: 5) == "big"
 
 
 def test_shuffles_repeat_and_differ() -> None:
