@@ -7,6 +7,7 @@ after its checkpoint, so the file reads as if the run had never stopped.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -202,6 +203,13 @@ class _Bar:
 def _shown(metrics: Mapping[str, float]) -> str:
     found = [(name.split("/")[-1], metrics[name]) for name in _SHOWN if name in metrics]
     return "  ".join(f"{name} {value:.4g}" for name, value in found)
+
+
+def check_report_to(names: Sequence[str]) -> None:
+    """`ValueError` for a tracker whose package is missing, with what installs it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"report_to: {name} is missing; pip install 'fastmpi[{name}]'")
 
 
 class _TensorBoard:

@@ -8,7 +8,9 @@ Pictures always go through the PIL backend, so that pixels do not depend on what
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +67,10 @@ class Processor:
 
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer.chat_template = tokenizer.chat_template or _processor_template(path)
         if tokenizer.chat_template is None:
             raise ValueError(f"{str(path)!r} has no chat template, which prompts need")
-        return cls(config, tokenizer, _image_processor(config.model_type, path))
+        return cls(config, tokenizer, _image_processor(config, path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes tokenizer and image processor files beside a model's weights."""
@@ -94,10 +97,28 @@ class Processor:
 
         `ValueError` where the messages show another number of pictures than `images` has.
         """
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+        ids = self.encode(self._chat(messages))
+        if self._begins_with is not None and (len(ids) == 0 or ids[0] != self._begins_with):
+            ids = np.insert(ids, 0, self._begins_with)
+        return Prompt(self.expand(ids, images), tuple(images))
+
+    @cached_property
+    def shows_system_pictures(self) -> bool:
+        """Whether the chat template has a placeholder for a picture in a system turn."""
+        system = {"role": "system", "content": [{"type": "image"}]}
+        user = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        return self.image_token_id in self.encode(self._chat([system, user]))
+
+    def _chat(self, messages: list[dict[str, Any]]) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-        return Prompt(self.expand(self.encode(str(text)), images), tuple(images))
+
+    @cached_property
+    def _begins_with(self) -> int | None:
+        """The token that the tokenizer puts before every text, which not all templates write."""
+        first = self.tokenizer("")["input_ids"][:1]
+        return first[0] if first == [self.tokenizer.bos_token_id] else None
 
     def expand(self, ids: np.ndarray, images: Sequence[Image]) -> np.ndarray:
         """Repeats the i-th placeholder `images[i].num_tokens` times."""
@@ -156,9 +177,21 @@ def _eos_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def _image_processor(model_type: str, path: str | Path) -> Any:
-    if model_type in MROPE_MODELS:
+def _image_processor(config: PretrainedConfig, path: str | Path) -> Any:
+    if config.model_type in MROPE_MODELS:
         from transformers import Qwen2VLImageProcessorPil as Pil
+    elif config.vision_config.model_type == "siglip_vision_model":
+        from transformers import SiglipImageProcessorPil as Pil
     else:
         from transformers import CLIPImageProcessorPil as Pil
     return Pil.from_pretrained(path)
+
+
+def _processor_template(path: str | Path) -> str | None:
+    """The template of an older model folder, which kept it with the processor."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(path, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        return None
+    return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"])

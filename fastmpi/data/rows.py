@@ -73,9 +73,12 @@ def read_rows(
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # not splitlines: U+2028 may stand in JSON
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {why}") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, _parsed(path, number, line)

@@ -39,7 +39,12 @@ def one_prefill_ms(model: ForestModel, prompt: Prompt) -> float:
 
 
 def interleaved_prefill_ms(
-    models: Mapping[KeyT, str], test: str, policies: str, config: EvalConfig
+    models: Mapping[KeyT, str],
+    test: str,
+    policies: str,
+    config: EvalConfig,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[KeyT, tuple[float, float]]:
     """Medians with the policy and without it of several models, measured in turn prompt by prompt.
 
@@ -47,7 +52,10 @@ def interleaved_prefill_ms(
     """
     known = PolicySet.from_jsonl(policies)
     rows = read_rows(test)[: max(1, config.num_timed_prompts)]
-    loaded = {key: ForestModel.from_pretrained(path, probe=False) for key, path in models.items()}
+    loaded = {
+        key: ForestModel.from_pretrained(path, probe=False, trust_remote_code=trust_remote_code)
+        for key, path in models.items()
+    }
     times: dict[KeyT, tuple[list[float], list[float]]] = {key: ([], []) for key in models}
     for index, row in enumerate([rows[0], *rows]):
         for key, model in loaded.items():

@@ -67,24 +67,30 @@ class ForestModel(nn.Module):
         path: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         attention_backend: str = "auto",
         trust_remote_code: bool = False,
         probe: bool = True,
     ) -> ForestModel:
         """Loads a model folder or hub name, in evaluation mode, the vision tower frozen.
 
+        device: None is the accelerator, if there is one, else the CPU.
         The architecture is checked before the weights are read. `probe` compares the forest with
         the stock forward on two branches and a picture; `ValueError` where they disagree.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except OSError as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"no model folder {str(path)!r}, nor on the hub: {why}") from error
         check_supported(config)
         processor = Processor.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, trust_remote_code=trust_remote_code
         )
+        device = device or torch.accelerator.current_accelerator() or "cpu"
         forest = cls(model.to(device), processor, attention_backend=attention_backend)
         if probe:
             probe_model(forest)

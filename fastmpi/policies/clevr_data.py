@@ -101,6 +101,11 @@ class ClevrPolicyConfig(Settings):
         for name in ("depth", "num_policies", "num_train", "num_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.rows_per_policy is not None and self.rows_per_policy < 1:
+            raise ValueError(f"rows_per_policy must be at least 1, not {self.rows_per_policy}")
+        for name in ("num_cot", "seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.picture_rate <= 1:
             raise ValueError(f"picture_rate lies in (0, 1], not {self.picture_rate}")
         if self.clevr_dir is not None and self.world == "tiny":

@@ -77,11 +77,15 @@ class PolicySet(Mapping[str, Policy]):
         if not path.is_file():
             raise ValueError(f"{path}: no such file of policies")
         policies = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
                 policies.append(_read_policy(json.loads(line), path.parent))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+        if not policies:
+            raise ValueError(f"{path} has no policies")
         try:
             return cls.from_policies(policies)
         except ValueError as error:

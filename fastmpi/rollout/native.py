@@ -83,9 +83,6 @@ class NativeEngine:
         _check(prompts, counts, streams)
         results: list[list[Response]] = [[] for _ in prompts]
         with _evaluating(self.model), torch.no_grad():
-            # not in inference mode: its tensors, kept in a cache, could not be trained with
-            features = self._features([image for prompt in prompts for image in prompt.images])
-        with _evaluating(self.model), torch.inference_mode():
             sampler = self._sampler(params)
             done = _Done(sum(counts), self.progress)
             for wave in self._waves(_distinct(prompts, counts)):
@@ -94,7 +91,10 @@ class NativeEngine:
                 random = [
                     uniforms(params.seed, streams[p], i, params.max_tokens) for p, i in members
                 ]
-                responses = self._run(wave, features, params, sampler, np.stack(random), done)
+                # not in inference mode: its tensors, kept in a cache, could not be trained with
+                features = self._features([i for request in wave for i in request.prompt.images])
+                with torch.inference_mode():
+                    responses = self._run(wave, features, params, sampler, np.stack(random), done)
                 for (prompt, _), response in zip(members, responses, strict=True):
                     results[prompt].append(response)
         return results

@@ -21,12 +21,20 @@ from fastmpi.evaluation.result import EvalInputs
 from fastmpi.policies.clevr_data import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, Recipe, StagePlan, load_recipe
-from fastmpi.stages.record import DataFiles, StageRecord, StageStart, difference, made_from_of
+from fastmpi.stages.record import (
+    RECORD,
+    DataFiles,
+    StageRecord,
+    StageStart,
+    difference,
+    made_from_of,
+)
 
 if TYPE_CHECKING:
     from fastmpi.evaluation.result import EvalResult
     from fastmpi.rewards import RewardFunction
 
+EVALUATED = ("prompt", "answer", "policy_id")  # columns that an evaluation needs
 TRAINERS = {
     "cpt": ("fastmpi.stages.cpt", "CPTTrainer"),
     "sft": ("fastmpi.stages.sft", "SFTTrainer"),
@@ -62,7 +70,7 @@ def prepare_data(recipe: Recipe, *, overwrite: bool = False) -> DataFiles:
     folder = Path(config.output_dir)
     with _only_main() as is_main:
         if is_main and (overwrite or not (folder / "meta.json").exists()):
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder, "meta.json")
             generate(config)
     wanted = json.loads(json.dumps(config.to_dict()))
     found = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["settings"]
@@ -73,6 +81,17 @@ def prepare_data(recipe: Recipe, *, overwrite: bool = False) -> DataFiles:
 
 
 _WAY_OUT = "choose another output_dir, or start anew with --overwrite"
+
+
+def _clear(folder: Path, mark: str) -> None:
+    """Removes what we made, which `mark` is a file of; `ValueError` for what somebody else did."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).exists()):
+        raise ValueError(
+            f"{folder} is there already and was not made by a recipe; choose another output_dir"
+        )
+    shutil.rmtree(folder)
 
 
 def run_stage(
@@ -96,7 +115,7 @@ def run_stage(
     resumed = found is not None and any(folder.glob("checkpoint-*"))
     with _only_main() as is_main:
         if is_main and not resumed:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder, RECORD)
     config = replace(plan.config, output_dir=str(folder), trust_remote_code=trust_remote_code)
     plan = replace(plan, config=config)
     trainer = build_trainer(plan, start.model, data, trust_recipe_code=trust_recipe_code)
@@ -181,7 +200,8 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     data = prepare_data(recipe, overwrite=overwrite)
-    output = save_recipe(recipe)
+    _check_inputs(recipe, data, trust_recipe_code)
+    output = Path(recipe.output_dir)
     start = StageStart(resolve_model(recipe.model), recipe.model)
     records = {}
     for plan in recipe.stages():
@@ -195,11 +215,23 @@ def run(
             trust_remote_code=trust_remote_code,
         )
         start = StageStart(records[plan.kind].model, records[plan.kind].identity)
+    save_recipe(recipe)
     with _only_main() as is_main:
         if not is_main:
             return RunResult(start.model, records, None, None)
-        with_policy, without = evaluate_both(recipe, start.model, data, output / "eval")
+        with_policy, without = evaluate_both(
+            recipe, start.model, data, output / "eval", trust_remote_code=trust_remote_code
+        )
     return RunResult(start.model, records, with_policy, without)
+
+
+def _check_inputs(recipe: Recipe, data: DataFiles, trust_recipe_code: bool) -> None:
+    """What a later stage would stumble over, hours after the first one began."""
+    for plan in recipe.stages():
+        reward_functions(plan.reward_funcs, trust_recipe_code)
+        read_rows(data.rows(plan.train_dataset))
+    if data.test is not None:
+        read_rows(data.test, columns=EVALUATED)
 
 
 def save_recipe(recipe: Recipe) -> Path:
@@ -213,7 +245,12 @@ def save_recipe(recipe: Recipe) -> Path:
 
 
 def evaluate_both(
-    recipe: Recipe, model: str, data: DataFiles, folder: Path
+    recipe: Recipe,
+    model: str,
+    data: DataFiles,
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[EvalResult | None, EvalResult | None]:
     """Evaluations with and without the policy, written to `folder`; None without test rows or,
     for the first, without policies."""
@@ -228,7 +265,7 @@ def evaluate_both(
             "output_dir": str(folder),
         }
     )
-    *with_policy, without = evaluate_files(inputs)
+    *with_policy, without = evaluate_files(inputs, trust_remote_code=trust_remote_code)
     return (with_policy[0] if with_policy else None), without
 
 
@@ -237,7 +274,7 @@ def evaluate_files(inputs: EvalInputs, *, trust_remote_code: bool = False) -> li
     from fastmpi.evaluation.evaluate import evaluate
     from fastmpi.models.forest_model import ForestModel
 
-    rows = read_rows(inputs.test_dataset, columns=("prompt", "answer", "policy_id"))
+    rows = read_rows(inputs.test_dataset, columns=EVALUATED)
     policies = PolicySet.from_jsonl(inputs.policies) if inputs.policies else None
     model = ForestModel.from_pretrained(
         resolve_model(inputs.model), trust_remote_code=trust_remote_code

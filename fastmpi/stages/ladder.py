@@ -145,12 +145,22 @@ class Ladder:
         return run_stage, {**arguments, **self.options}
 
     def _evaluation(self, chain: Chain) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        arguments = {"recipe": self.recipe, "model": self._start(chain).model, "data": self.data}
-        return evaluate_model, {**arguments, "folder": self.output / "eval" / label(chain)}
+        return evaluate_model, {
+            "recipe": self.recipe,
+            "model": self._start(chain).model,
+            "data": self.data,
+            "folder": self.output / "eval" / label(chain),
+            "trust_remote_code": self.options["trust_remote_code"],
+        }
 
     def _timing(self) -> tuple[Callable[..., Any], Mapping[str, Any]]:
         models = {c: self._start(c).model for c in dict.fromkeys(self.comparison.chains().values())}
-        return time_prefills, {"recipe": self.recipe, "models": models, "data": self.data}
+        return time_prefills, {
+            "recipe": self.recipe,
+            "models": models,
+            "data": self.data,
+            "trust_remote_code": self.options["trust_remote_code"],
+        }
 
     def _outcome(self) -> Outcome:
         chains = self.comparison.chains().values()
@@ -160,20 +170,26 @@ class Ladder:
 
 
 def evaluate_model(
-    recipe: Recipe, model: str, data: DataFiles, folder: Path
+    recipe: Recipe, model: str, data: DataFiles, folder: Path, *, trust_remote_code: bool = False
 ) -> tuple[EvalResult, EvalResult]:
     """Evaluates with and without the policy, and leaves the times to `time_prefills`."""
     from fastmpi.stages.chain import evaluate_both
 
     untimed = replace(recipe, eval={**recipe.eval, "num_timed_prompts": 0})
-    with_policy, without = evaluate_both(untimed, model, data, folder)
+    with_policy, without = evaluate_both(
+        untimed, model, data, folder, trust_remote_code=trust_remote_code
+    )
     if with_policy is None or without is None:
         raise ValueError("a comparison needs test rows and policies")
     return with_policy, without
 
 
 def time_prefills(
-    recipe: Recipe, models: Mapping[Chain, str], data: DataFiles
+    recipe: Recipe,
+    models: Mapping[Chain, str],
+    data: DataFiles,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[Chain, tuple[float, float]]:
     """Median milliseconds to read a prompt with the policy and without it, for each model.
 
@@ -183,7 +199,13 @@ def time_prefills(
     from fastmpi.evaluation.prefill import interleaved_prefill_ms
 
     assert data.test is not None and data.policies is not None
-    return interleaved_prefill_ms(models, data.test, data.policies, recipe.eval_config)
+    return interleaved_prefill_ms(
+        models,
+        data.test,
+        data.policies,
+        recipe.eval_config,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _train(chain: Chain) -> str:

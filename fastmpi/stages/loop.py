@@ -27,7 +27,7 @@ from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.rows import Rows, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
 from fastmpi.stages.step import OptimizerStep, StepInput, TrainState
-from fastmpi.tracking import RunningMeans, Tracker
+from fastmpi.tracking import RunningMeans, Tracker, check_report_to
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,12 +92,15 @@ class Trainer(OptimizerStep, ABC):
         self.policies, self.evaluate = policies, evaluate
         self.image_folder = None if image_folder is None else Path(image_folder)
         self.model = model if isinstance(model, ForestModel) else self._load_model(model)
-        self.processor = processing_class or self.model.processor
+        if processing_class is not None:  # what samples and what is saved must be the same one
+            self.model.processor = processing_class
+        self.processor = self.model.processor
         self.state = TrainState()
         self.means = RunningMeans()
         self._tracker: Tracker | None = None
         self._resumed_from: Path | None = None
         self._last_metrics: dict[str, float] = {}
+        check_report_to(self.args.report_to)
         self.check()
         self.total_steps = self._total_steps()
 
@@ -142,6 +145,11 @@ class Trainer(OptimizerStep, ABC):
             raise ValueError(
                 f"{others[-1]} is there already: continue it with resume_from_checkpoint='auto', "
                 "or choose another output_dir"
+            )
+        if found is not None and found in others[:-1]:
+            raise ValueError(
+                f"{others[-1]} is newer than {found}: remove what comes after the checkpoint to "
+                "continue from, or choose another output_dir"
             )
         self.begin()
         if found is not None:

@@ -53,6 +53,12 @@ if TYPE_CHECKING:
     from fastmpi.policies import Policy
 
 
+# Arguments of reward functions, which a column of that name would replace.
+_OF_REWARDS = frozenset(
+    ("prompts", "completions", "completion_ids", "arm", "trainer_state", "log_extra", "log_metric")
+)
+
+
 class PolicyRolloutTrainer(Trainer):
     """Stage 3. Rows need prompt and what the reward functions take (answer), and policy_id if any
     response of a group is policy-aware.
@@ -115,6 +121,11 @@ class PolicyRolloutTrainer(Trainer):
         self.policy_tokens = np.zeros(len(self.rows))
         self._added: dict[str, int] = {}
         for index, row in enumerate(self.rows):
+            if taken := _OF_REWARDS.intersection(row):
+                name = min(taken)
+                raise ValueError(
+                    f"row {row['id']!r}: {name!r} is what rewards are given, not a column"
+                )
             length = self._check_prompt(row)
             if self.args.policy_generations:
                 self.policy_tokens[index] = self._policy_tokens(row, length)

@@ -44,11 +44,18 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         row = dict(self._dataset[int(index)])
         row["id"] = str(index) if row.get("id") is None else row["id"]
-        row["images"] = list(row.get("images") or [])
+        row["images"] = _as_list(row.get("images"))
         return row
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
+
+
+def _as_list(images: Any) -> list[Any]:
+    """The row's pictures; a column of single pictures is one each."""
+    if images is None or isinstance(images, (list, tuple)):
+        return list(images or [])
+    return [images]
 
 
 def policy_of(row: Row, policies: Mapping[str, Policy] | None) -> Policy:

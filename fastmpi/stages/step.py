@@ -97,7 +97,8 @@ class OptimizerStep:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
         batches = self.microbatches(step.samples)
         for batch in batches:
-            self.accelerator.backward(self.forward(batch, step.objective))
+            # Not accelerator.backward: it divides by whatever accumulation the environment sets.
+            self.forward(batch, step.objective).backward()
         if self.accelerator.num_processes > 1:
             self._add_gradients_of_all()
         return {

@@ -95,3 +95,51 @@ def test_pictures_are_processed_once(processor, tmp_path, monkeypatch):
     assert len(made) == 2, "once for the path, once for the pixels"
     processor.image(picture("red", (64, 32)))
     assert len(made) == 3
+
+
+def test_policy_of_plain_text_is_never_dropped(processor):
+    template = "{% for m in messages %}{% for p in m['content'] | selectattr('type', 'equalto', "
+    processor.tokenizer.chat_template = (
+        template + "'text') %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    )
+    plain = Policy("kavo", [{"role": "system", "content": "policy kavo"}], [])
+    prompt = render(row(images=[]), processor, plain)
+    assert processor.decode(prompt.ids).startswith("policy kavo")
+
+
+def test_pictures_that_a_template_leaves_out_of_system_turns(processor):
+    """As Qwen3-VL's own template does."""
+    token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
+    processor.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{% for p in m['content'] %}"
+        "{% if 'text' in p %}{{ p['text'] }}{% elif m['role'] == 'user' %}"
+        f"{token}{{% endif %}}{{% endfor %}}{{% endfor %}}"
+    )
+    assert not processor.shows_system_pictures
+    prompt = render(row(), processor, policy())
+    assert len(prompt.images) == 2
+    text = processor.decode(prompt.ids)
+    assert text.index("policy kavo") < text.index("question kavo") and text.count("<user>") == 1
+
+
+def test_begin_of_text_that_the_template_does_not_write(processor, monkeypatch):
+    first = int(processor.encode("kavo")[0])
+    monkeypatch.setattr(type(processor), "_begins_with", first)
+    ids = render(row(), processor).ids
+    assert ids[0] == first and ids[1] != first
+    monkeypatch.setattr(type(processor), "_begins_with", int(ids[1]))
+    assert render(row(), processor).ids.tolist() == ids[1:].tolist()
+
+
+def test_template_beside_the_processor(tiny_folder, tmp_path):
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder("llava"), folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        Processor.from_pretrained(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert Processor.from_pretrained(folder).tokenizer.chat_template == template

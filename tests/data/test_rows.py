@@ -107,3 +107,9 @@ def test_no_rows_and_no_file(folder: Path) -> None:
         read_rows(folder / "none.jsonl")
     with pytest.raises(ValueError, match="the data set has no rows"):
         read_rows([])
+
+
+def test_line_separators_inside_a_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a\u2028b\u0085c"}\n\n', encoding="utf-8")
+    assert [row["prompt"] for row in read_rows(path)] == ["a\u2028b\u0085c"]

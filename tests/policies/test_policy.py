@@ -100,3 +100,13 @@ def test_bad_files_are_named(tmp_path: Path, line: object, message: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.jsonl"):
         PolicySet.from_jsonl(tmp_path / "none.jsonl")
+
+
+def test_blank_lines_and_no_policies(tmp_path):
+    path = tmp_path / "policies.jsonl"
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="has no policies"):
+        PolicySet.from_jsonl(path)
+    PolicySet.from_policies([Policy("a", [{"role": "system", "content": "x"}], [])]).to_jsonl(path)
+    path.write_text(path.read_text() + "\n")
+    assert list(PolicySet.from_jsonl(path)) == ["a"]

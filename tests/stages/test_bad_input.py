@@ -36,6 +36,7 @@ def refused(world: Any, stage: str, message: str, **arguments: Any) -> None:
         ("rl", {"images": ["no.png"]}, "row 'row-3': image 'no.png' does not exist"),
         ("rl", {"policy_id": "kavi"}, "row 'row-3': unknown policy_id 'kavi'"),
         ("rl", {"policy_id": None}, "row 'row-3' has no 'policy_id'"),
+        ("rl", {"completions": "x"}, "row 'row-3': 'completions' is what rewards are given"),
         (
             "sft",
             {"reasoning": "yes " * 400},

@@ -41,7 +41,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def files(tmp_path):
     for name in ("policies", "train", "cot"):
-        (tmp_path / f"{name}.jsonl").write_text(f'{{"{name}": 1}}\n')
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"{name}": 1, "prompt": "?"}}\n')
     return {"train": str(tmp_path / "train.jsonl"), "train_cot": str(tmp_path / "cot.jsonl")}
 
 
@@ -74,7 +74,7 @@ def test_other_settings_in_the_same_folder_are_refused(trained, files, tmp_path)
     run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
     with pytest.raises(ValueError, match="run/sft was made with lora_r 16, not 8; choose another"):
         run_recipe(recipe(tmp_path, files, cpt={}, sft={"lora_r": 8}))
-    Path(files["train_cot"]).write_text('{"other": 1}\n')
+    Path(files["train_cot"]).write_text('{"other": 1, "prompt": "?"}\n')
     with pytest.raises(ValueError, match="run/cpt was made with rows "):
         run_recipe(recipe(tmp_path, files, cpt={}))
     assert len(trained) == 2
@@ -111,6 +111,29 @@ def test_missing_rows_are_named_before_anything_is_written(trained, tmp_path):
     with pytest.raises(ValueError, match="t.jsonl cannot be read: No such file"):
         run_recipe(recipe(tmp_path, {"train": "t.jsonl"}, policies=None, rl={}))
     assert not (tmp_path / "run" / "sft").exists() and trained == []
+
+
+def test_what_a_later_stage_needs_is_checked_before_the_first(trained, tmp_path, files):
+    with pytest.raises(ValueError, match="allow it with --trust-recipe-code"):
+        run_recipe(recipe(tmp_path, files, sft={}, rl={"reward_funcs": ["my.reward"]}))
+    with pytest.raises(ValueError, match="nope.jsonl cannot be read"):
+        run_recipe(recipe(tmp_path, {**files, "test": "nope.jsonl"}, sft={}))
+    assert trained == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_of_others_are_never_removed(trained, tmp_path, files, overwrite):
+    mine = tmp_path / "run" / "sft" / "weights.bin"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match="sft is there already and was not made by a recipe"):
+        run_recipe(recipe(tmp_path, files, sft={}), overwrite=overwrite)
+    generated = {"clevr_policy": {"world": "tiny", "num_train": 4, "num_test": 4}}
+    (tmp_path / "run" / "data").mkdir()
+    (tmp_path / "run" / "data" / "mine.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="data is there already"):
+        run_recipe(recipe(tmp_path, generated, policies=None, sft={}), overwrite=overwrite)
+    assert mine.exists() and (tmp_path / "run" / "data" / "mine.jsonl").exists()
 
 
 def test_generated_data_are_kept_and_checked(tmp_path):

@@ -94,10 +94,10 @@ def trained(monkeypatch):
         cpu = CPU_SECONDS[folder.name.split("+")[-1]]
         return StageRecord(folder.name, {}, True, str(folder), 8, cpu, 1.0)
 
-    def evaluate_model(recipe, model, data, folder):
+    def evaluate_model(recipe, model, data, folder, trust_remote_code):
         return answers(9, True), answers({"m": 1}.get(model, 7 if "rl" in model else 4), False)
 
-    def time_prefills(recipe, models, data):
+    def time_prefills(recipe, models, data, trust_remote_code):
         return dict.fromkeys(models, (20.0, 5.0))
 
     monkeypatch.setattr(ladder_module, "Workers", SameProcess)

@@ -151,3 +151,8 @@ def test_evaluation_rows(world) -> None:
     (line,) = [line for line in read_metrics(result.output_dir) if "eval/x" in line]
     assert line["eval/x"] == 2 and line["eval/reward"] == line["eval/rewards/right/mean"]
     assert 1 <= line["eval/completions/mean_length"] <= 6
+
+
+def test_a_single_picture_is_a_list_of_one() -> None:
+    rows = Rows([{"prompt": "a", "images": "a.png"}, {"prompt": "b", "images": {"path": "b"}}], [])
+    assert rows[0]["images"] == ["a.png"] and rows[1]["images"] == [{"path": "b"}]
