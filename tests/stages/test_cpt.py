@@ -94,3 +94,16 @@ def test_pictures_are_encoded_once(world, monkeypatch: pytest.MonkeyPatch) -> No
     calls.clear()
     world.trainer("cpt", max_steps=2, freeze_merger=False).train()
     assert len(calls) >= 2  # a new pass for every micro-batch
+
+
+def test_another_processor_is_the_one_that_is_saved(world) -> None:
+    from fastmpi.config import CPTConfig
+    from fastmpi.data.processor import Processor
+    from fastmpi.stages.cpt import CPTTrainer
+
+    other = Processor.from_pretrained(world.model)
+    args = CPTConfig(output_dir=str(world.output / "cpt"), max_steps=1, disable_tqdm=True)
+    trainer = CPTTrainer(
+        world.load(), args, world.rows, policies=world.policies, processing_class=other
+    )
+    assert trainer.processor is other and trainer.model.processor is other

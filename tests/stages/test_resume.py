@@ -201,3 +201,11 @@ def test_metrics_of_the_future_are_dropped(world) -> None:
     lines = (result.output_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     assert curves(result.output_dir) == before
+
+
+def test_a_checkpoint_behind_newer_ones_is_refused(world) -> None:
+    """Or two branches of a run would lie in one folder, and "auto" would take the wrong one."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    folder = world.trainer("sft", **settings).train().output_dir
+    with pytest.raises(ValueError, match="checkpoint-3 is newer than .*checkpoint-1"):
+        world.trainer("sft", **settings).train(folder / "checkpoint-1")

@@ -164,3 +164,14 @@ def test_a_training_tower_gets_gradients(world) -> None:
     trainer.accumulate_gradients(trainer.next_step())
     towers = [p for name, p in trainer.parameters.items() if "visual" in name]
     assert towers and all(p.grad is not None and p.grad.any() for p in towers)
+
+
+def test_environment_does_not_change_the_gradient(world, monkeypatch) -> None:
+    """accelerate would divide by what its launcher sets."""
+
+    def gradient() -> torch.Tensor:
+        return take_step(world.trainer("sft"), lambda trainer: trainer.next_step())[0]
+
+    expected = gradient()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert gradient().equal(expected)
