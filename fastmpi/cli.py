@@ -18,7 +18,7 @@ from fastmpi import __version__
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.flags import Flag, Parser, add_flags, flags_of, parse, plain_value
 from fastmpi.recipe import STAGES, Recipe, find_recipe, stage_plan
-from fastmpi.settings import Settings, did_you_mean, read_yaml
+from fastmpi.settings import Settings, coerce, did_you_mean, read_yaml
 
 CONFIG = Flag("config", str, None, "YAML file of the settings below; flags override it.")
 TRUST_REMOTE = Flag("trust_remote_code", bool, False, "Run Python code in the model's folder.")
@@ -118,6 +118,7 @@ def _merged(
             if key not in known or key in only_here:
                 near = did_you_mean(key, [name for name in known if name not in only_here])
                 raise ValueError(f"{own['config']}: {command} has no setting {key!r}{near}")
+            from_file[key] = coerce(f"{own['config']}: {key}", from_file[key], known[key].hint)
         settings = {**from_file, **settings}
     return settings, own
 

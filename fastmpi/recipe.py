@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmpi.config import CPTConfig, PolicyRolloutConfig, SFTConfig, TrainingConfig
 from fastmpi.evaluation.result import EvalConfig
-from fastmpi.settings import Settings, did_you_mean, read_yaml
+from fastmpi.settings import Settings, coerce, did_you_mean, read_yaml
 
 if TYPE_CHECKING:
     from fastmpi.policies.clevr_data import ClevrPolicyConfig
@@ -108,7 +108,8 @@ class Recipe(Settings):
         from fastmpi.policies.clevr_data import ClevrPolicyConfig
 
         folder = str(Path(self.output_dir) / "data")
-        settings = {"seed": self.seed, **(self.data["clevr_policy"] or {}), "output_dir": folder}
+        given = coerce("data.clevr_policy", self.data["clevr_policy"] or {}, dict)
+        settings = {"seed": self.seed, **given, "output_dir": folder}
         return _named("data.clevr_policy", lambda: ClevrPolicyConfig.from_dict(settings))
 
     def _check_data(self) -> None:
@@ -116,6 +117,8 @@ class Recipe(Settings):
         for key in self.data:
             if key not in known:
                 raise ValueError(f"data has no {key!r}{did_you_mean(key, known)}")
+            if key in FILES:
+                coerce(f"data.{key}", self.data[key], str)
         if "clevr_policy" in self.data and len(self.data) > 1:
             raise ValueError("data: give clevr_policy or files, not both")
         if "clevr_policy" in self.data and self.policies is not None:
@@ -134,13 +137,10 @@ def stage_plan(kind: str, values: Mapping[str, Any]) -> StagePlan:
         if key not in known:
             raise ValueError(f"there is no {key!r}{did_you_mean(key, known)}")
     config = STAGES[kind].from_dict({k: v for k, v in values.items() if k not in extra})
-    rewards = tuple(values.get("reward_funcs", ("exact_answer", "think_format")))
-    return StagePlan(
-        kind=kind,
-        config=config,
-        train_dataset=values.get("train_dataset", default_rows(kind, config)),
-        reward_funcs=rewards if kind == "rl" else (),
-    )
+    rows = coerce("train_dataset", values.get("train_dataset", default_rows(kind, config)), str)
+    named = values.get("reward_funcs", ["exact_answer", "think_format"])
+    rewards = tuple(coerce("reward_funcs", named, list[str]))
+    return StagePlan(kind, config, rows, rewards if kind == "rl" else ())
 
 
 def default_rows(kind: str, config: TrainingConfig) -> str:

@@ -175,3 +175,17 @@ def test_none_empties_a_list():
     assert flag_value(Flag("report_to", list[str]), ["none"]) == []
     assert flag_value(Flag("lora_target_modules", list[str] | None), ["none"]) is None
     assert flag_value(Flag("x", str), "1e5") == "1e5"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reward_funcs: exact_answer", "reward_funcs: expected list"),
+        ("train_dataset: 5", "train_dataset: expected str"),
+        ("policies: [a]", "policies: expected"),
+    ],
+)
+def test_values_of_the_wrong_type_in_a_file(capsys, tmp_path, text, message):
+    (tmp_path / "rl.yaml").write_text(text)
+    assert main(["rl", "--config", str(tmp_path / "rl.yaml")]) == 2
+    assert message in capsys.readouterr().err

@@ -103,3 +103,18 @@ def test_reading_a_recipe_imports_no_torch():
     code = "import sys; from fastmpi.recipe import find_recipe; find_recipe('demo', {}, {}); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"clevr_policy": 5}}, "data.clevr_policy: expected dict, found 5"),
+        ({"data": {"train": ["a"]}}, "data.train: expected str"),
+        ({"rl": {"train_dataset": 5}}, "train_dataset: expected str, found 5"),
+        ({"rl": {"reward_funcs": "exact_answer"}}, "reward_funcs: expected list"),
+        ({"rl": {"reward_funcs": None}}, "reward_funcs: expected list"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict({"data": {"train": "t.jsonl"}, **changes})
