@@ -151,12 +151,12 @@ def test_generated_data_are_kept_and_checked(tmp_path):
 
 
 def test_reward_code_needs_trust(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text("def half(completions, **_): return [0.5]\n")
+    (tmp_path / "chain_rewards.py").write_text("def half(completions, **_): return [0.5]\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert reward_functions(["exact_answer"], False) == [exact_answer]
-    with pytest.raises(ValueError, match="'my_rewards:half' runs code .*--trust-recipe-code"):
-        reward_functions(["my_rewards:half"], False)
-    (half,) = reward_functions(["my_rewards:half"], True)
+    with pytest.raises(ValueError, match="'chain_rewards:half' runs code .*--trust-recipe-code"):
+        reward_functions(["chain_rewards:half"], False)
+    (half,) = reward_functions(["chain_rewards:half"], True)
     assert half(["x"]) == [0.5]
 
 
