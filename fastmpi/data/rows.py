@@ -73,9 +73,8 @@ def read_rows(
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # not splitlines: U+2028 may stand in JSON
+        # Not splitlines: JSON may hold U+2028 and U+0085.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"{path} cannot be read: {why}") from None

@@ -146,7 +146,7 @@ class Trainer(OptimizerStep, ABC):
                 f"{others[-1]} is there already: continue it with resume_from_checkpoint='auto', "
                 "or choose another output_dir"
             )
-        if found is not None and found in others[:-1]:
+        if found is not None and found.resolve() in [path.resolve() for path in others[:-1]]:
             raise ValueError(
                 f"{others[-1]} is newer than {found}: remove what comes after the checkpoint to "
                 "continue from, or choose another output_dir"

@@ -208,4 +208,4 @@ def test_a_checkpoint_behind_newer_ones_is_refused(world) -> None:
     settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
     folder = world.trainer("sft", **settings).train().output_dir
     with pytest.raises(ValueError, match="checkpoint-3 is newer than .*checkpoint-1"):
-        world.trainer("sft", **settings).train(folder / "checkpoint-1")
+        world.trainer("sft", **settings).train(folder / ".." / folder.name / "checkpoint-1")
