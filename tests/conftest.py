@@ -15,6 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# Without a GPU, Triton interprets the kernels, on CPU tensors; it asks when they are imported.
+if not _gpu():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # A shared machine may stop a test for longer than any deadline.
 settings.register_profile("fastmpi", deadline=None)
 settings.load_profile("fastmpi")
@@ -33,11 +44,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is none."""
     marked = [item for item in items if "gpu" in item.keywords]
-    if not marked:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
+    if marked and not _gpu():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

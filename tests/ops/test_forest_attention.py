@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
+from fastmpi.ops import attention_flex
 from fastmpi.ops.forest_attention import (
-    _block_mask,
-    _flex,
     default_backend,
     forest_attention,
     plan_forest,
@@ -128,14 +127,14 @@ def test_flex_mask_is_the_forest_rule(total, seed):
     tensors = [x.detach() for x in inputs(total, dtype=torch.float32)]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        out = _flex(*tensors, _block_mask(end), 0.25, flex_attention)
+        out = attention_flex.attend(*tensors, attention_flex.prepare(end), 0.25, flex_attention)
     assert torch.allclose(out, reference(*tensors, end, scale=0.25), atol=2e-6)
 
 
 def test_flex_blocks_are_the_touched_ones():
     below_a_prefix = random_forest(400, 2) + 300
     end = torch.cat([torch.full((300,), 700, dtype=torch.int32), below_a_prefix])
-    mask = _block_mask(end)
+    mask = attention_flex.prepare(end)
     visible = torch.zeros(768, 768, dtype=torch.bool)
     visible[:700, :700] = forest_mask(end)
     padding = torch.arange(700, 768)

@@ -1,0 +1,164 @@
+"""Compiles every kernel as it is shipped for GPUs that need not be there, and says what came out.
+
+    python scripts/compile_kernels.py --json table.json
+
+The ops' own launchers run, on small CPU tensors, under a driver that compiles and never launches:
+what is compiled is what a GPU would run, so no second list of signatures can grow stale. For each
+kernel and architecture: registers, stack (spills), shared memory against its limit, and the
+tensor-core instructions in the machine code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may have
+TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|IMMA)\b")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture. spills: bytes of stack a thread."""
+
+    case: str
+    kernel: str
+    arch: int
+    warps: int
+    registers: int
+    spills: int
+    shared: int
+    tensor_core: str
+    has_dot: bool
+
+    def complaints(self) -> list[str]:
+        """What is wrong with it; empty if nothing is."""
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills} bytes")
+        if self.shared > SHARED_LIMIT[self.arch]:
+            found.append(f"needs {self.shared} bytes of shared memory")
+        if self.has_dot and not self.tensor_core:
+            found.append("multiplies without tensor cores")
+        return found
+
+
+class CompileOnlyDriver:
+    """What Triton asks of a driver before it launches, for a GPU that is not there."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # the key of each kernel's cache
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextmanager
+def compile_only(arch: int) -> Iterator[list[tuple[str, Any]]]:
+    """Inside, launching a kernel compiles it for `arch` and adds it to the list."""
+    compiled: list[tuple[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_without_launch(
+        self: Any, *args: Any, grid: Any, warmup: bool, **options: Any
+    ) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append((self.__name__, kernel))
+        return kernel
+
+    driver.set_active(CompileOnlyDriver(arch))
+    with (
+        mock.patch.object(JITFunction, "run", compile_without_launch),
+        mock.patch("fastmpi.ops.backend.kernels_run_on_cpu", return_value=True),
+    ):
+        yield compiled
+
+
+def inspect(case: str, name: str, kernel: Any, arch: int) -> Compiled:
+    """Reads registers, spills and instructions off the machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        code = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
+    numbers = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
+    return Compiled(
+        case=case,
+        kernel=name,
+        arch=arch,
+        warps=kernel.metadata.num_warps,
+        registers=int(numbers["REG"]),
+        spills=int(numbers["STACK"]),
+        shared=kernel.metadata.shared,
+        tensor_core="/".join(sorted(set(TENSOR_CORE.findall(code)))),
+        has_dot="tt.dot" in kernel.asm["ttir"],
+    )
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def compile_all(arches: list[int]) -> list[Compiled]:
+    """Every case of `CASES` for every architecture; kernels that several cases share, once."""
+    found: dict[tuple[str, str, int], Compiled] = {}
+    for arch in arches:
+        for case, launch in CASES.items():
+            with compile_only(arch) as compiled:
+                launch()
+            for name, kernel in compiled:
+                key = (case, name, arch)
+                if key not in found:
+                    found[key] = inspect(case, name, kernel, arch)
+    return list(found.values())
+
+
+CASES: dict[str, Any] = {}
+
+
+def main() -> int:
+    """Compiles, prints the table, and fails if a kernel is not fit to ship."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--json", type=Path, help="file for the table")
+    args = parser.parse_args()
+    table = compile_all(args.arch)
+    for row in table:
+        complaints = "; ".join(row.complaints())
+        print(
+            f"{row.case:32} {row.kernel:32} sm_{row.arch:<4} {row.warps} warps  "
+            f"{row.registers:3} registers  {row.spills:4} spilled  {row.shared:6} B shared  "
+            f"{row.tensor_core or '-':8} {complaints}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n")
+    return int(any(row.complaints() for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
