@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,11 +125,13 @@ def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def compile_all(arches: list[int]) -> list[Compiled]:
-    """Every case of `CASES` for every architecture; kernels that several cases share, once."""
+def compile_all(arches: list[int], only: str = "") -> list[Compiled]:
+    """Every case for every architecture; kernels that several cases share, once."""
     found: dict[tuple[str, str, int], Compiled] = {}
     for arch in arches:
-        for case, launch in CASES.items():
+        for case, launch in cases().items():
+            if only not in case:
+                continue
             with compile_only(arch) as compiled:
                 launch()
             for name, kernel in compiled:
@@ -138,16 +141,22 @@ def compile_all(arches: list[int]) -> list[Compiled]:
     return list(found.values())
 
 
-CASES: dict[str, Any] = {}
+def cases() -> dict[str, Callable[[], Any]]:
+    """Launches of all shipped kernels: the `CASES` of every file in `kernel_cases/`."""
+    found: dict[str, Callable[[], Any]] = {}
+    for file in sorted(Path(__file__).with_name("kernel_cases").glob("*.py")):
+        found |= runpy.run_path(str(file))["CASES"]
+    return found
 
 
 def main() -> int:
     """Compiles, prints the table, and fails if a kernel is not fit to ship."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--json", type=Path, help="file for the table")
     args = parser.parse_args()
-    table = compile_all(args.arch)
+    table = compile_all(args.arch, args.only)
     for row in table:
         complaints = "; ".join(row.complaints())
         print(
