@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make wheel, on a machine with Python, make and a C++ compiler.
+# make demo | make test | make kernels | make lint | make wheel, on a machine with Python, make and a C++ compiler.
 #
 # WHEEL=1 uses a second environment that holds the built wheel instead of this checkout:
 # `make test WHEEL=1` tests what a user installs.
@@ -25,7 +25,7 @@ INSTALL = $(BIN)/pip install -c constraints.txt -e '.[$*]'
 endif
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test lint wheel
+.PHONY: demo test kernels lint wheel
 
 demo: $(VENV)/.installed-lora
 	$(BIN)/fastmpi compare $(RECIPE) --overwrite
@@ -34,6 +34,10 @@ demo: $(VENV)/.installed-lora
 test: $(VENV)/.installed-dev
 	cd $$(mktemp -d) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		-n $(JOBS) --benchmark-disable $(CURDIR)/tests
+
+# Compiles every Triton kernel for GPUs that need not be here.
+kernels: $(VENV)/.installed-dev
+	$(BIN)/python scripts/compile_kernels.py --check docs/kernels.md
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

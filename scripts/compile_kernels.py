@@ -1,6 +1,8 @@
 """Compiles every kernel as it is shipped for GPUs that need not be there, and says what came out.
 
     python scripts/compile_kernels.py --json table.json
+    python scripts/compile_kernels.py --check docs/kernels.md    or --write, after a change
+    compute-sanitizer python scripts/compile_kernels.py --launch
 
 The ops' own launchers run, on small CPU tensors, under a driver that compiles and never launches:
 what is compiled is what a GPU would run, so no second list of signatures can grow stale. For each
@@ -31,6 +33,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may have
+BEGIN, END = "<!-- kernels -->", "<!-- /kernels -->"  # around the table in the documentation
+KERNEL = re.compile(r"@triton\.jit(?:\([^)]*\))?\ndef (\w+_kernel)\(")
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|IMMA)\b")
 
 
@@ -149,13 +153,56 @@ def cases() -> dict[str, Callable[[], Any]]:
     return found
 
 
+def shipped() -> set[str]:
+    """The names of all kernels that can be launched: they end in `_kernel`."""
+    files = Path(__file__).parents[1].joinpath("kernels").glob("*.py")
+    return {name for file in files for name in KERNEL.findall(file.read_text())}
+
+
+def launch_all(only: str = "") -> None:
+    """Runs every case on this machine's GPU, for a memory checker to watch."""
+    torch.set_default_device("cuda")
+    for name, launch in cases().items():
+        if only in name:
+            launch()
+            torch.cuda.synchronize()
+            print(name)
+
+
+def markdown(table: list[Compiled]) -> str:
+    """The table as it stands in the documentation: a row for each kernel of each case."""
+    lines = [
+        "| case | kernel | warps | registers | shared memory, kB | tensor cores |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows: dict[tuple[str, str], list[Compiled]] = {}
+    for row in table:
+        rows.setdefault((row.case, row.kernel), []).append(row)
+    for (case, kernel), found in rows.items():
+        columns = (
+            [str(row.warps) for row in found],
+            [str(row.registers) for row in found],
+            [f"{row.shared / 1024:.0f}" for row in found],
+            [row.tensor_core or "-" for row in found],
+        )
+        cells = (values[0] if len(set(values)) == 1 else " / ".join(values) for values in columns)
+        lines.append(f"| {case} | `{kernel}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_table(document: str, table: str) -> str:
+    """`document` with what stands between its two markers replaced by `table`."""
+    before, rest = document.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
 def main() -> int:
     """Compiles, prints the table, and fails if a kernel is not fit to ship."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--json", type=Path, help="file for the table")
-    args = parser.parse_args()
+    args = _arguments()
+    if args.launch:
+        launch_all(args.only)
+        return 0
     table = compile_all(args.arch, args.only)
     for row in table:
         complaints = "; ".join(row.complaints())
@@ -166,7 +213,36 @@ def main() -> int:
         )
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n")
-    return int(any(row.complaints() for row in table))
+    fit = not any(row.complaints() for row in table)
+    return int(not all([fit, _complete(table, args), _documented(table, args)]))
+
+
+def _complete(table: list[Compiled], args: argparse.Namespace) -> bool:
+    missing = set() if args.only else shipped() - {row.kernel for row in table}
+    for name in sorted(missing):
+        print(f"no case in {Path(__file__).with_name('kernel_cases')} launches {name}")
+    return not missing
+
+
+def _documented(table: list[Compiled], args: argparse.Namespace) -> bool:
+    """Writes the table into a document, or checks that it stands there."""
+    if args.write:
+        args.write.write_text(with_table(args.write.read_text(), markdown(table)))
+    if args.check and with_table(text := args.check.read_text(), markdown(table)) != text:
+        print(f"{args.check} has another table: run this with --write {args.check}")
+        return False
+    return True
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--json", type=Path, help="file for the table")
+    parser.add_argument("--write", type=Path, help="document whose table is replaced")
+    parser.add_argument("--check", type=Path, help="document whose table must be this one")
+    parser.add_argument("--launch", action="store_true", help="run them on the GPU that is here")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
