@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from fastmpi.ops.policy_head import policy_head
+from fastmpi.ops.policy_head import PolicyHeadOutput, policy_head
 from fastmpi.ops.token_logprob import token_logprob
 
 if TYPE_CHECKING:
@@ -21,10 +21,29 @@ if TYPE_CHECKING:
     from fastmpi.data.batch import ForestBatch
 
 
-class Objective(Protocol):
-    """Called once for each micro-batch, then asked for the step's metrics."""
+class Sums(dict[str, Tensor]):
+    """What the logs show, added up on the device: reading a number there would wait for it."""
 
-    sums: dict[str, float]
+    def add(self, name: str, values: Tensor) -> None:
+        """Adds all of `values`, of any shape, in float64."""
+        total = values.detach().sum(dtype=torch.float64)
+        self[name] = self[name] + total if name in self else total
+
+    def plain(self) -> dict[str, float]:
+        """The sums so far, read at once."""
+        return (
+            dict(zip(self, torch.stack(list(self.values())).tolist(), strict=True)) if self else {}
+        )
+
+
+class Objective(Protocol):
+    """Called once for each micro-batch, then asked for the step's metrics.
+
+    names: of the sums, which are empty on a process without a micro-batch.
+    """
+
+    names: tuple[str, ...]
+    sums: Sums
 
     def __call__(
         self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
@@ -41,9 +60,11 @@ class NextTokenLoss:
     total_weight: sum of the weights of all samples of the step, on all processes.
     """
 
+    names: tuple[str, ...] = ("loss", "entropy")
+
     def __init__(self, total_weight: float) -> None:
         self.total_weight = max(total_weight, 1.0)
-        self.sums = {"loss": 0.0, "entropy": 0.0}
+        self.sums = Sums()
 
     def __call__(
         self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
@@ -52,8 +73,8 @@ class NextTokenLoss:
         logprob, entropy = token_logprob(hidden, head, scores.rows, scores.targets, softcap=softcap)
         weights = scores.weights.to(logprob.dtype) / self.total_weight
         loss = -(weights * logprob).sum()
-        self.sums["loss"] += float(loss.detach())
-        self.sums["entropy"] += float((weights * entropy.detach()).sum())
+        self.sums.add("loss", loss)
+        self.sums.add("entropy", weights * entropy)
         return loss
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -71,6 +92,19 @@ class PolicyLoss:
     sampled_logprob: (M,) log-probs under the prompt that each response was sampled with.
     policy_aware: (S,) bool, the arm. old_logprob, ref_logprob: (M,) policy-free, or None.
     """
+
+    names: tuple[str, ...] = (
+        "loss",
+        "tokens",
+        "entropy",
+        "kl",
+        "low",
+        "high",
+        "aware_tokens",
+        "aware_gap",
+        "free_tokens",
+        "free_gap",
+    )
 
     def __init__(
         self,
@@ -92,7 +126,7 @@ class PolicyLoss:
         self.policy_aware = policy_aware.to(device)
         self.old_logprob = None if old_logprob is None else old_logprob.to(device)
         self.ref_logprob = None if ref_logprob is None else ref_logprob.to(device)
-        self.sums = dict.fromkeys(_POLICY_SUMS, 0.0)
+        self.sums = Sums()
 
     def __call__(
         self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
@@ -120,19 +154,9 @@ class PolicyLoss:
             temperature=self.args.temperature,
             softcap=softcap,
         )
-        counted = self.token_weights[sample] != 0
-        gap = self.sampled_logprob[column] - (out.logprob if old is None else old)
-        aware = self.policy_aware[sample]
-        self._add("loss", out.loss.detach())
-        self._add("tokens", counted)
-        self._add("entropy", out.entropy[counted])
-        self._add("kl", out.kl[counted])
-        self._add("low", out.clipped_low[counted])
-        self._add("high", out.clipped_high[counted])
-        self._add("aware_tokens", aware)
-        self._add("aware_gap", gap[aware])
-        self._add("free_tokens", ~aware)
-        self._add("free_gap", gap[~aware].abs())
+        self._add_sums(
+            out, sample, self.sampled_logprob[column] - (out.logprob if old is None else old)
+        )
         return out.loss
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -153,19 +177,21 @@ class PolicyLoss:
             metrics["sampling/sampling_logp_difference/mean"] = difference
         return metrics
 
-    def _add(self, name: str, values: Tensor) -> None:
-        self.sums[name] += float(values.sum(dtype=torch.float64))
-
-
-_POLICY_SUMS = (
-    "loss",
-    "tokens",
-    "entropy",
-    "kl",
-    "low",
-    "high",
-    "aware_tokens",
-    "aware_gap",
-    "free_tokens",
-    "free_gap",
-)
+    def _add_sums(self, out: PolicyHeadOutput, sample: Tensor, gap: Tensor) -> None:
+        """sample: (M,) of each token. gap: (M,) sampled log-prob less the policy-free one."""
+        counted = self.token_weights[sample] != 0
+        aware = self.policy_aware[sample]
+        columns = (
+            out.loss,
+            counted,
+            out.entropy * counted,
+            out.kl * counted,
+            out.clipped_low & counted,
+            out.clipped_high & counted,
+            aware,
+            gap * aware,
+            ~aware,
+            gap.abs() * ~aware,
+        )
+        for name, values in zip(self.names, columns, strict=True):
+            self.sums.add(name, values)

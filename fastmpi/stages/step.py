@@ -80,7 +80,8 @@ class OptimizerStep:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self.reduce({**step.objective.sums, **counts})
+        found = dict.fromkeys(step.objective.names, 0.0) | step.objective.sums.plain()
+        sums = self.reduce({**found, **counts})
         self.state.num_tokens += int(sums["perf/tokens"])
         tokens, merged = sums.pop("perf/tokens"), sums.pop("perf/merged_tokens")
         return {

@@ -47,7 +47,7 @@ class SupervisedTrainer(Trainer):
         with torch.no_grad():
             for batch in self.microbatches(samples):
                 self.forward(batch, loss)
-        return loss.metrics(loss.sums)
+        return loss.metrics(loss.sums.plain())
 
     @property
     def rows_per_step(self) -> int:
