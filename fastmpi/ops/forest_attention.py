@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmpi.ops import attention_flex, attention_sdpa
+from fastmpi.ops import attention_flash, attention_flex, attention_sdpa
 from fastmpi.reference.forest_attention import forest_attention as reference_forest_attention
 
-_MODULES: dict[str, ModuleType] = {"sdpa": attention_sdpa, "flex": attention_flex}
+_MODULES: dict[str, ModuleType] = {
+    "sdpa": attention_sdpa,
+    "flex": attention_flex,
+    "flash": attention_flash,
+}
 BACKENDS = (*_MODULES, "reference")
 
 
@@ -47,10 +51,11 @@ def forest_attention(
     Without the (T, T) matrix, forward and backward. Query head h reads key and value head
     `h // (Hq // Hkv)`. Returns (T, Hq, D) in q's dtype; `scale` is `D ** -0.5` unless given.
 
-    backend: "sdpa" (any device), "flex" (CUDA), "reference", or None for flex on CUDA where it
-    can take the inputs and sdpa elsewhere. plan: of `plan_forest` for this forest and backend;
-    made here if None. `ValueError` for shapes, dtypes or devices that do not fit and for a
-    backend that is unknown or cannot run here, with the reason.
+    backend: "sdpa" (any device), "flex" (CUDA), "flash" (16 bits on CUDA, or the CPU),
+    "reference", or None for flex on CUDA where it can take the inputs and sdpa elsewhere. plan:
+    of `plan_forest` for this forest and backend; made here if None. `ValueError` for shapes,
+    dtypes or devices that do not fit and for a backend that is unknown or cannot run here, with
+    the reason.
     """
     _check_inputs(q, k, v, subtree_end)
     if plan is None:
