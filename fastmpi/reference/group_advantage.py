@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 class GroupAdvantage(NamedTuple):
-    """Advantages, and the statistics of each pool. Pools are ordered by group id, then by arm."""
+    """Advantages, and the statistics of the pool that each sample lies in."""
 
     advantages: Tensor  # (S,)
-    mean: Tensor  # (G,)
-    std: Tensor  # (G,) unbiased; 0 for a pool of one
-    zero_variance: Tensor  # (G,) bool: all rewards of the pool are equal
-    pools: Tensor  # (S,) the pool of each sample
+    mean: Tensor  # (S,)
+    std: Tensor  # (S,) unbiased; 0 for a pool of one
+    zero_variance: Tensor  # (S,) bool: all rewards of the pool are equal
+    kept: Tensor  # (S,) bool: DAPO's filter on the mean accuracy of the whole group
 
 
 def pool_index(groups: Tensor, arms: Tensor | None) -> Tensor:
@@ -31,7 +31,7 @@ def pool_index(groups: Tensor, arms: Tensor | None) -> Tensor:
 
 
 def pool_statistics(rewards: Tensor, pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, unbiased standard deviation and zero-variance flag of each pool, (G,) each."""
+    """Mean, unbiased standard deviation and zero-variance flag of each sample's pool, (S,) each."""
     count = torch.bincount(pools)
     zeros = rewards.new_zeros(len(count))
     mean = zeros.index_add(0, pools, rewards) / count
@@ -39,7 +39,18 @@ def pool_statistics(rewards: Tensor, pools: Tensor) -> tuple[Tensor, Tensor, Ten
     std = (squares / (count - 1).clamp(min=1)).sqrt()
     low = zeros.scatter_reduce(0, pools, rewards, "amin", include_self=False)
     high = zeros.scatter_reduce(0, pools, rewards, "amax", include_self=False)
-    return mean, std, low == high
+    return mean[pools], std[pools], (low == high)[pools]
+
+
+def informative(accuracy: Tensor, groups: Tensor, low: float, high: float) -> Tensor:
+    """(S,) whether the mean accuracy of each sample's group lies in (low, high).
+
+    An accuracy that is NaN does not apply: it is left out, and a group of such alone is not kept.
+    """
+    group = pool_index(groups, None)
+    applies = ~accuracy.isnan()
+    mean = torch.bincount(group, accuracy.nan_to_num()) / torch.bincount(group, applies)
+    return ((low < mean) & (mean < high))[group]
 
 
 def group_advantage(
@@ -50,13 +61,20 @@ def group_advantage(
     scale: str = "group",
     pool: str = "group",
     eps: float = 1e-4,
+    accuracy: Tensor | None = None,  # (S,)
+    keep_between: tuple[float, float] = (0.01, 0.99),
 ) -> GroupAdvantage:
     """``(rewards - mean) / (std + eps)`` of each sample's pool; 0 where all are equal."""
     pools = pool_index(groups, arms if pool == "arm" else None)
     mean, std, zero_variance = pool_statistics(rewards, pools)
-    advantages = (rewards - mean[pools]).masked_fill(zero_variance[pools], 0.0)
+    advantages = rewards - mean
     if scale == "group":
-        advantages = advantages / (std[pools] + eps)
+        advantages = advantages / (std + eps)
     elif scale == "batch" and len(rewards) > 1:
         advantages = advantages / (rewards.std() + eps)
-    return GroupAdvantage(advantages, mean, std, zero_variance, pools)
+    kept = torch.ones_like(zero_variance)
+    if accuracy is not None:
+        kept = informative(accuracy, groups, *keep_between)
+    return GroupAdvantage(
+        advantages.masked_fill(zero_variance, 0.0), mean, std, zero_variance, kept
+    )

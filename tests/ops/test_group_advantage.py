@@ -23,21 +23,20 @@ def test_pooled_group():
     assert result.advantages.tolist() == pytest.approx(
         [high, 0, -high, -high, 0, high, high, -high]
     )
-    assert result.mean.tolist() == [0.5, 0.5]  # group 2 first
-    assert result.std.tolist() == pytest.approx([0, std])
-    assert result.zero_variance.tolist() == [True, False]
-    assert result.pools.tolist() == [1, 0, 1, 1, 0, 1, 1, 1]
+    assert result.mean.tolist() == [0.5] * 8
+    assert result.std.tolist() == pytest.approx([std, 0, std, std, 0, std, std, std])
+    assert result.zero_variance.tolist() == [False, True, False, False, True, False, False, False]
+    assert result.kept.all()
 
 
 def test_one_baseline_per_arm():
     result = group_advantage(REWARDS, GROUPS, ARMS, pool="arm", scale="none")
-    third = (
-        1 / 3
-    )  # the arms of group 7 have means 1/3 and 2/3; those of group 2 hold one sample each
+    third = 1 / 3  # the arms of group 7 have means 1/3 and 2/3; those of group 2 one sample each
     wanted = [2 * third, 0, -third, -third, 0, third, third, -2 * third]
     assert result.advantages.tolist() == pytest.approx(wanted)
-    assert result.mean.tolist() == pytest.approx([0.5, 0.5, third, 2 * third])
-    assert result.zero_variance.tolist() == [True, True, False, False]
+    means = [third, 0.5, third, third, 0.5, 2 * third, 2 * third, 2 * third]
+    assert result.mean.tolist() == pytest.approx(means)
+    assert result.zero_variance.tolist() == [False, True, False, False, True, False, False, False]
 
 
 def test_batch_scale_divides_by_the_deviation_of_all_rewards():
@@ -60,12 +59,24 @@ def test_equal_rewards_give_exactly_zero():
 
 
 def test_two_passes_do_not_cancel():
-    rewards = torch.tensor(
-        [10000.0, 10001.0, 10002.0]
-    )  # float32: E[x^2] - E[x]^2 would lose everything
-    assert group_advantage(rewards, torch.zeros(3, dtype=torch.int64)).std.item() == pytest.approx(
-        1.0
-    )
+    rewards = torch.tensor([10000.0, 10001.0, 10002.0])  # E[x^2] - E[x]^2 would lose everything
+    assert group_advantage(rewards, torch.zeros(3, dtype=torch.int64)).std.tolist() == [1.0] * 3
+
+
+def test_equal_rewards_without_eps():
+    result = group_advantage(torch.ones(4), torch.tensor([0, 0, 1, 2]), eps=0.0)
+    assert result.advantages.tolist() == [0.0] * 4
+
+
+def test_dapo_keeps_groups_by_the_accuracy_of_both_arms():
+    groups = torch.tensor([4, 9, 4, 9, 5, 5, 6])
+    arms = torch.tensor([0, 0, 1, 1, 0, 1, 0])
+    accuracy = torch.tensor([0.0, 1.0, 1.0, 1.0, math.nan, 0.5, math.nan])
+    options = {"accuracy": accuracy, "pool": "arm"}
+    kept = group_advantage(torch.rand(7), groups, arms, **options).kept
+    assert kept.tolist() == [True, False, True, False, True, True, False]
+    kept = group_advantage(torch.rand(7), groups, arms, **options, keep_between=(0.5, 2.0)).kept
+    assert kept.tolist() == [False, True, False, True, False, False, False]
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -85,6 +96,7 @@ def test_one_sample_and_no_samples(scale):
         ),
         ({"groups": torch.tensor([1])}, r"groups must have shape \(2\)"),
         ({"arms": torch.tensor([1])}, r"arms must have shape \(2\)"),
+        ({"accuracy": torch.zeros(3)}, r"accuracy must have shape \(2\)"),
         ({"scale": "std"}, "scale must be one of"),
         ({"pool": "arms"}, "pool must be one of"),
         ({"pool": "arm"}, 'pool="arm" needs arms'),
