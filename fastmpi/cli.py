@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi import __version__
+from fastmpi.bench import BENCHES, BenchInputs, known_benches
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.flags import Flag, Parser, add_flags, flags_of, parse, plain_value
 from fastmpi.recipe import STAGES, Recipe, find_recipe, stage_plan
@@ -91,11 +92,11 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _parser(command: str, positional: str | None = None) -> Parser:
+def _parser(command: str, positional: str | None = None, choices: str | None = None) -> Parser:
     usage = " ".join(filter(None, [f"fastmpi {command}", positional, "[flags]"]))
     parser = Parser(prog=f"fastmpi {command}", usage=usage, description=COMMANDS[command].help)
     if positional is not None:
-        parser.add_argument(positional, nargs="?")
+        parser.add_argument(positional, nargs="?", help=choices)
     return parser
 
 
@@ -270,6 +271,22 @@ def _clevr_policy(words: Sequence[str]) -> int:
     return 0
 
 
+def _bench(words: Sequence[str]) -> int:
+    described = "; ".join(f"{name}: {what}" for name, what in BENCHES.items())
+    flags = flags_of(BenchInputs, leave_out=["name"])
+    parser = _parser("bench", "name", described)
+    add_flags(parser, flags, "the measurement")
+    namespace, values, _ = parse(parser, words, flags)
+    if namespace.name is None:
+        raise ValueError(f"bench needs a name: one of {known_benches()}")
+    inputs = BenchInputs.from_dict({"name": namespace.name, **values})
+
+    from fastmpi.benchmarks.command import run_bench
+
+    run_bench(inputs)
+    return 0
+
+
 def _env(words: Sequence[str]) -> int:
     parser = _parser("env")
     as_json = {"json": Flag("json", bool, False, "Print JSON.")}
@@ -309,5 +326,6 @@ COMMANDS: Mapping[str, Command] = {
     "run": Command("All stages of a recipe, each on the model before it.", _run),
     "compare": Command("Several methods of a recipe, in one table and one report.", _compare),
     "eval": Command("Accuracy of a model, with and without the policy.", _eval),
+    "bench": Command("Time an op beside every peer that is installed.", _bench),
     "env": Command("Versions, devices, and which backends work here.", _env),
 }

@@ -1,0 +1,87 @@
+"""`fastmpi bench`: runs the cases of one bench, prints a table of each, and writes JSON."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastmpi.bench import BenchInputs, check_case
+from fastmpi.benchmarks.harness import OUT_OF_MEMORY, Case, run_case
+from fastmpi.benchmarks.record import add_case, new_record, write_json
+from fastmpi.benchmarks.timing import measure_limits
+
+RUNS = {"cuda": 30, "cpu": 10}
+
+
+def run_bench(inputs: BenchInputs) -> dict[str, Any]:
+    """Measures what `inputs` asks for and returns the record."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = chosen_cases(inputs, device)
+    runs = inputs.runs or RUNS[device.type]
+    record = new_record(inputs.name, device, runs)
+    record["limits"] = measure_limits(device)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{inputs.name} on {record['device']}, commit {record['commit']}")
+    for case in _consumed(cases):
+        found = run_case(case, device=device, runs=runs, limits=record["limits"])
+        add_case(record, found)
+        console.print(case_table(found))
+        for arm, reason in found["missing"].items():
+            console.print(escape(f"{arm}: {reason}"))
+        if inputs.json is not None:
+            write_json(Path(inputs.json), record)
+    return record
+
+
+def chosen_cases(inputs: BenchInputs, device: torch.device) -> list[Case]:
+    """The cases of the bench, or those whose name holds `inputs.case`."""
+    bench = importlib.import_module(f"fastmpi.benchmarks.bench_{inputs.name}")
+    cases: list[Case] = bench.cases(device, inputs.small or device.type == "cpu")
+    if inputs.case is None:
+        return cases
+    check_case(inputs.case, [case.name for case in cases])
+    return [case for case in cases if inputs.case in case.name]
+
+
+def _consumed(cases: list[Case]) -> Iterator[Case]:
+    """Each case in turn, forgotten after it, since its arms hold their inputs."""
+    while cases:
+        yield cases.pop(0)
+
+
+def case_table(case: dict[str, Any]) -> Table:
+    """One row for each arm that ran, or ran out of memory."""
+    columns = ("arm", "ms", "p20 to p80", "times ours", "95 %", "peak MiB", "error", "share")
+    table = Table(*columns, title=escape(case["case"]), title_justify="left")
+    for name, arm in case["arms"].items():
+        if arm == OUT_OF_MEMORY:
+            table.add_row(name, OUT_OF_MEMORY)
+        else:
+            table.add_row(name, *_numbers(arm, case["ratio"].get(name)))
+    return table
+
+
+def _numbers(arm: dict[str, Any], ratio: dict[str, float] | None) -> list[str]:
+    ms = arm["ms"]
+    interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else ""
+    return [
+        f"{ms['median']:.4g}",
+        f"{ms['p20']:.4g} to {ms['p80']:.4g}",
+        f"{ratio['median']:.2f}" if ratio else "",
+        interval,
+        _number(arm["peak_mb"], ".0f"),
+        _number(arm.get("error"), ".1e"),
+        _number(arm["share"], ".0%"),
+    ]
+
+
+def _number(value: float | str | None, form: str) -> str:
+    return "" if value is None else value if isinstance(value, str) else format(value, form)
