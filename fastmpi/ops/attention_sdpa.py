@@ -1,13 +1,17 @@
 """The sdpa backend of `forest_attention`: rows in tiles, torch's own attention on each.
 
 Legend as in `forest_attention`. A tile reads the path above its first row and itself, so that work
-grows with the depth of the forest and not with its width.
+grows with the depth of the forest and not with its width. Tiles are cut where branches are, as far
+as they are long enough: rows of two branches in one tile read each other's keys for nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -18,15 +22,20 @@ def refusal(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     return ""
 
 
+# What one more tile costs, in pairs of query and key that torch's CPU kernel does meanwhile.
+TILE_COST = 4096
+MAX_HEIGHT = 128
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Query rows in tiles of `height`, and for each tile the rows it reads.
+    """Query rows in tiles, and for each tile the rows it reads.
 
-    keys: the tiles' key rows, concatenated; num_keys: how many each tile has.
-    masks: per tile (rows, keys) bool.
+    heights: query rows of each tile. keys: the tiles' key rows, concatenated; num_keys: how many
+    each tile has. masks: per tile (rows, keys) bool.
     """
 
-    height: int
+    heights: list[int]
     keys: Tensor
     num_keys: list[int]
     masks: list[Tensor]
@@ -34,18 +43,47 @@ class Tiles:
 
 def prepare(subtree_end: Tensor) -> Tiles:
     """The tiles of a forest."""
-    total = len(subtree_end)
-    height = max(128, total // 32)  # the keys of all tiles stay near 16 T at worst
-    rows = torch.arange(total, device=subtree_end.device)
+    bounds = tile_bounds(subtree_end.cpu().numpy())
+    rows = torch.arange(len(subtree_end), device=subtree_end.device)
     keys, masks = [], []
-    for start in range(0, total, height):
+    for start, stop in pairwise(bounds):
         above = torch.nonzero(subtree_end[:start] > start).squeeze(1)
-        inside = rows[start : start + height]
+        inside = rows[start:stop]
         seen = torch.cat([above, inside])
         below = inside[:, None] < subtree_end[seen][None, :]
         masks.append(below & (seen[None, :] <= inside[:, None]))
         keys.append(seen)
-    return Tiles(height, torch.cat(keys or [rows]), [len(seen) for seen in keys], masks)
+    heights = [stop - start for start, stop in pairwise(bounds)]
+    return Tiles(heights, torch.cat(keys or [rows]), [len(seen) for seen in keys], masks)
+
+
+def tile_bounds(subtree_end: np.ndarray) -> list[int]:
+    """Where tiles begin, and T: whole branches, short ones together, long ones in pieces.
+
+    A piece joins the tile before it where the pairs that this adds cost less than a tile of its
+    own. Pieces grow with T, so that the keys of all tiles stay near 32 T at worst.
+    """
+    total = len(subtree_end)
+    height = max(MAX_HEIGHT, total // 64)
+    # Rows of one branch end together: each is the only child of the one before it.
+    branches = np.flatnonzero(np.diff(subtree_end, prepend=-1)).tolist()
+    ends_before = np.bincount(subtree_end, minlength=total + 1).cumsum()
+    depth = (np.arange(total) - ends_before[:total]).tolist()
+    bounds: list[int] = []
+    for start, stop in pairwise([*branches, total]):
+        size = math.ceil((stop - start) / math.ceil((stop - start) / height))
+        for piece in range(start, stop, size):
+            end = min(piece + size, stop)
+            if not bounds or not _joins(bounds[-1], piece, end, depth, height):
+                bounds.append(piece)
+    return [*bounds, total]
+
+
+def _joins(start: int, piece: int, stop: int, depth: list[int], height: int) -> bool:
+    """Whether rows piece:stop should be read in one tile with rows start:piece."""
+    tall, before, after = stop - start, piece - start, stop - piece
+    apart = before * (depth[start] + before) + after * (depth[piece] + after)
+    return tall <= height and tall * (depth[start] + tall) - apart <= TILE_COST
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
@@ -55,7 +93,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tenso
     if len(tiles.masks) > 1:  # one tile reads all rows as they are
         k, v = k.index_select(0, tiles.keys), v.index_select(0, tiles.keys)
     parts = zip(
-        q.split(tiles.height),
+        q.split(tiles.heights),
         k.split(tiles.num_keys),
         v.split(tiles.num_keys),
         tiles.masks,
