@@ -1,10 +1,10 @@
 #include "bins.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <utility>
 
 #include "forest.h"
@@ -56,83 +56,89 @@ std::vector<Piece> best_fit(std::vector<Piece> pieces, std::int64_t path, std::i
 }
 
 // Splits the trees that exceed the budget, from the leaves up, so that pieces merge first where
-// they share most. A row whose path and subtree fit is packed whole; above it every row overflows.
+// they share most. A run whose path and subtree fit is packed whole; above it every run overflows.
 class Splitter {
  public:
-  Splitter(const ForestLayout& forest, const Samples& samples, std::int64_t max_tokens)
-      : forest_(forest), max_tokens_(max_tokens), depth_(forest.tokens.size()) {
-    for (std::size_t row = 0; row < depth_.size(); ++row) {
-      const std::int32_t parent = forest.parent[row];
-      depth_[row] = parent < 0 ? 0 : depth_[index(parent)] + 1;
-    }
-    first_ending_.assign(depth_.size(), -1);
-    next_ending_.assign(index(samples.num_samples), -1);
-    for (std::int64_t s = samples.num_samples; s-- > 0;) {
-      if (samples.length(s) == 0) continue;
-      const std::int32_t row = forest.flat_index[index(samples.offsets[s + 1] - 1)];
-      next_ending_[index(s)] = first_ending_[index(row)];
-      first_ending_[index(row)] = s;
+  Splitter(const Forest& forest, const Samples& samples, std::int64_t max_tokens)
+      : forest_(forest),
+        samples_(samples),
+        max_tokens_(max_tokens),
+        num_children_(forest.runs.size(), 0),
+        ending_(forest.runs.size()),
+        waiting_(forest.runs.size() + 1) {
+    for (const Run& run : forest.runs) {
+      if (run.parent != kNone) ++num_children_[index(run.parent)];
     }
   }
 
   // The trees that fit, and the splits of those that do not.
   std::vector<Piece> pieces() {
-    for (std::int64_t row = forest_.num_rows(); row-- > 0;) {
-      const std::int64_t parent = forest_.parent[index(row)];
-      if (!fits(row)) {
-        hand_up(parent, split(row));
-      } else if (parent < 0 || !fits(parent)) {
-        hand_up(parent, {whole(row)});
-      }
+    gather();
+    for (std::size_t r = forest_.runs.size(); r-- > 0;) {
+      if (!fits(forest_.runs[r])) hand_up(forest_.runs[r].parent, split(r));
     }
-    return std::move(waiting_[-1]);
+    return std::move(waiting_[0]);
   }
 
  private:
-  // Tokens of the path to a row and of its subtree.
-  std::int64_t total(std::int64_t row) const {
-    return depth_[index(row)] + forest_.subtree_end[index(row)] - row;
-  }
-  bool fits(std::int64_t row) const { return total(row) <= max_tokens_; }
+  // The tokens of a run's subtree and of the path to it are as many from each of its rows.
+  static std::int64_t total(const Run& run) { return run.depth + run.end - run.row; }
+  bool fits(const Run& run) const { return total(run) <= max_tokens_; }
 
-  Piece whole(std::int64_t row) const {
-    Piece piece{total(row), 0, {}};
-    for (std::int64_t r = row; r < forest_.subtree_end[index(row)]; ++r) {
-      for_each_ending(r, [&](std::int64_t sample) { piece.add(sample); });
+  // Makes a piece of every largest subtree that fits, and finds the samples that end above them.
+  void gather() {
+    std::vector<std::int32_t> top(forest_.runs.size(), kNone);  // the largest such subtree's run
+    std::vector<Piece> whole(forest_.runs.size(), Piece{0, 0, {}});
+    for (std::size_t r = 0; r < top.size(); ++r) {
+      const Run& run = forest_.runs[r];
+      const std::int32_t above = run.parent == kNone ? kNone : top[index(run.parent)];
+      if (fits(run)) top[r] = above == kNone ? static_cast<std::int32_t>(r) : above;
     }
-    return piece;
-  }
-
-  std::vector<Piece> split(std::int64_t row) {
-    std::vector<Piece> below = std::move(waiting_[row]);
-    waiting_.erase(row);
-    const bool one_child = forest_.subtree_end[index(row + 1)] == forest_.subtree_end[index(row)];
-    if (one_child && first_ending_[index(row)] < 0) return below;  // nothing new to merge
-    const std::int64_t path = depth_[index(row)] + 1;
-    for_each_ending(row, [&](std::int64_t sample) { below.push_back({path, sample, {sample}}); });
-    return best_fit(std::move(below), path, max_tokens_);
-  }
-
-  void hand_up(std::int64_t parent, std::vector<Piece> pieces) {
-    std::vector<Piece>& above = waiting_[parent];
-    if (above.empty()) {
-      above = std::move(pieces);
-    } else {
-      std::move(pieces.begin(), pieces.end(), std::back_inserter(above));
+    for (std::int64_t s = 0; s < samples_.num_samples; ++s) {
+      const std::int32_t last = forest_.last[index(s)];
+      if (last == kNone) continue;
+      const std::int32_t subtree = top[index(last)];
+      subtree == kNone ? ending_[index(last)].push_back(s) : whole[index(subtree)].add(s);
+    }
+    for (std::size_t r = 0; r < top.size(); ++r) {
+      if (whole[r].samples.empty()) continue;
+      whole[r].tokens = total(forest_.runs[r]);
+      waiting_[index(forest_.runs[r].parent + 1)].push_back(std::move(whole[r]));
     }
   }
 
-  template <typename Visit>
-  void for_each_ending(std::int64_t row, Visit visit) const {
-    for (std::int64_t s = first_ending_[index(row)]; s >= 0; s = next_ending_[index(s)]) visit(s);
+  // Merges the pieces below a run, first where they leave it and then wherever a sample ends in it.
+  std::vector<Piece> split(std::size_t r) {
+    std::vector<Piece> below = std::move(waiting_[r + 1]);
+    std::vector<std::int64_t>& ending = ending_[r];
+    std::stable_sort(ending.begin(), ending.end(), [&](std::int64_t a, std::int64_t b) {
+      return samples_.length(a) > samples_.length(b);
+    });
+    std::int64_t path = forest_.runs[r].bottom();
+    auto next = ending.begin();
+    bool merges = num_children_[r] > 1;
+    for (;; merges = true) {
+      for (; next != ending.end() && samples_.length(*next) == path; ++next) {
+        below.push_back({path, *next, {*next}});
+        merges = true;
+      }
+      if (merges) below = best_fit(std::move(below), path, max_tokens_);
+      if (next == ending.end()) return below;
+      path = samples_.length(*next);
+    }
   }
 
-  const ForestLayout& forest_;
+  void hand_up(std::int32_t parent, std::vector<Piece> pieces) {
+    std::vector<Piece>& above = waiting_[index(parent + 1)];
+    std::move(pieces.begin(), pieces.end(), std::back_inserter(above));
+  }
+
+  const Forest& forest_;
+  const Samples& samples_;
   std::int64_t max_tokens_;
-  std::vector<std::int64_t> depth_;         // tokens above a row
-  std::vector<std::int64_t> first_ending_;  // the first sample that ends at a row, or -1
-  std::vector<std::int64_t> next_ending_;   // the next sample that ends where this one does, or -1
-  std::unordered_map<std::int64_t, std::vector<Piece>> waiting_;  // below a row; -1: the trees
+  std::vector<std::int32_t> num_children_;
+  std::vector<std::vector<std::int64_t>> ending_;  // the samples that end in an overflowing run
+  std::vector<std::vector<Piece>> waiting_;        // below run r at r + 1; the trees at 0
 };
 
 void check_lengths(const Samples& samples, std::int64_t max_tokens) {
@@ -149,7 +155,7 @@ void check_lengths(const Samples& samples, std::int64_t max_tokens) {
 std::vector<std::vector<std::int64_t>> plan_microbatches(const Samples& samples,
                                                          std::int64_t max_tokens, bool share) {
   check_lengths(samples, max_tokens);
-  const ForestLayout forest = build_forest(samples, share);
+  const Forest forest = merge_prefixes(samples, share);
   std::vector<Piece> pieces = Splitter(forest, samples, max_tokens).pieces();
   for (std::int64_t s = 0; s < samples.num_samples; ++s) {
     if (samples.length(s) == 0) pieces.push_back({0, s, {s}});

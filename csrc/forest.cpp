@@ -1,6 +1,8 @@
 #include "forest.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <utility>
 
 namespace fastmpi {
@@ -8,7 +10,6 @@ namespace fastmpi {
 namespace {
 
 using Node = std::int32_t;
-constexpr Node kNone = -1;
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -19,55 +20,101 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// The forest while it grows. Nodes are numbered in the order of their first appearance, so parents
-// come before children and elder siblings before younger ones: all that the layout needs.
-class Trie {
- public:
-  explicit Trie(const Samples& samples)
-      : samples_(samples), eldest_child_(1, kNone), younger_(64, kNone) {}
+// How many of the first n values of a and b agree, compared in blocks: memcmp is vectorised.
+template <typename T>
+std::int64_t common_prefix(const T* a, const T* b, std::int64_t n) {
+  constexpr std::int64_t kBlock = 64;
+  std::int64_t i = 0;
+  while (i + kBlock <= n && std::memcmp(a + i, b + i, kBlock * sizeof(T)) == 0) i += kBlock;
+  while (i < n && a[i] == b[i]) ++i;
+  return i;
+}
 
-  // The child of `parent` (kNone: a root) that shows token i; made where it is missing. Most nodes
-  // have one child, found without hashing.
-  Node child(Node parent, std::int64_t i) {
-    const Node eldest = eldest_child_[index(parent + 1)];
-    if (eldest == kNone) {
-      const Node node = append(parent, i);
-      eldest_child_[index(parent + 1)] = node;
-      return node;
-    }
-    return shows(eldest, i) ? eldest : younger_child(parent, i);
+// The forest while it grows, with runs as nodes. A node is split where a sample leaves it; the
+// lower half keeps the number, so that what points at its end stays right.
+class RadixForest {
+ public:
+  explicit RadixForest(const Samples& samples)
+      : samples_(samples), eldest_child_(1, kNone), younger_(64, kNone) {
+    runs_.reserve(index(samples.num_samples));
   }
 
-  Node append(Node parent, std::int64_t i) {
-    const auto node = static_cast<Node>(parent_.size());
-    token_.push_back(static_cast<std::int32_t>(i));
-    parent_.push_back(parent);
+  // Adds a sample from token `first` up to `end`, and returns the node of its last token. The
+  // nodes it takes anew are those whose first token is one of its own.
+  Node add(std::int64_t first, std::int64_t end) {
+    Node node = kNone;
+    for (std::int64_t i = first; i < end;) {
+      const Node below = child(node, i);
+      if (below == kNone) return append(node, i, end);
+      const std::int64_t agree = common(runs_[index(below)], i, end);
+      i += agree;
+      const bool leaves = agree < runs_[index(below)].length && i < end;
+      node = leaves ? split(below, agree) : below;
+    }
+    return node;
+  }
+
+  Node append(Node parent, std::int64_t first, std::int64_t end) {
+    const Node node = create(parent, first, end - first);
+    adopt(parent, node);
+    return node;
+  }
+
+  const std::vector<Run>& runs() const { return runs_; }
+
+ private:
+  Node create(Node parent, std::int64_t first, std::int64_t length) {
+    const auto node = static_cast<Node>(runs_.size());
+    const std::int32_t depth = parent == kNone ? 0 : runs_[index(parent)].bottom();
+    runs_.push_back({static_cast<std::int32_t>(first), static_cast<std::int32_t>(length), parent,
+                     depth, kNone, kNone});
     eldest_child_.push_back(kNone);
     return node;
   }
 
-  const std::vector<std::int32_t>& token() const { return token_; }
-  const std::vector<Node>& parent() const { return parent_; }
+  std::int64_t common(const Run& run, std::int64_t i, std::int64_t end) const {
+    std::int64_t n = std::min<std::int64_t>(run.length, end - i);
+    n = common_prefix(samples_.ids + run.first, samples_.ids + i, n);
+    return common_prefix(samples_.image_slots + run.first, samples_.image_slots + i, n);
+  }
 
- private:
-  bool shows(Node node, std::int64_t i) const {
-    const std::int32_t j = token_[index(node)];
+  bool begins_with(Node node, std::int64_t i) const {
+    const std::int32_t j = runs_[index(node)].first;
     return samples_.ids[j] == samples_.ids[i] && samples_.image_slots[j] == samples_.image_slots[i];
   }
 
-  Node younger_child(Node parent, std::int64_t i) {
-    std::size_t entry = find(parent, i);
-    if (younger_[entry] == kNone) {
-      if (2 * ++num_younger_ > younger_.size()) {
-        grow();
-        entry = find(parent, i);
-      }
-      younger_[entry] = append(parent, i);
-    }
-    return younger_[entry];
+  // The child of `parent` (kNone: the root) that begins with token i, or kNone. Most nodes have
+  // one child, found without hashing.
+  Node child(Node parent, std::int64_t i) const {
+    const Node eldest = eldest_child_[index(parent + 1)];
+    if (eldest == kNone || begins_with(eldest, i)) return eldest;
+    return younger_[find(parent, i)];
   }
 
-  // Where the younger child of `parent` that shows token i is in the table, or belongs.
+  void adopt(Node parent, Node node) {
+    Node& eldest = eldest_child_[index(parent + 1)];
+    if (eldest == kNone) {
+      eldest = node;
+      return;
+    }
+    if (2 * ++num_younger_ > younger_.size()) grow();
+    younger_[find(parent, runs_[index(node)].first)] = node;
+  }
+
+  // Cuts a node after `length` tokens; the new node above it takes its place among its siblings.
+  Node split(Node lower, std::int64_t length) {
+    const Run whole = runs_[index(lower)];
+    const Node upper = create(whole.parent, whole.first, length);
+    Node& eldest = eldest_child_[index(whole.parent + 1)];
+    (eldest == lower ? eldest : younger_[find(whole.parent, whole.first)]) = upper;
+    eldest_child_[index(upper + 1)] = lower;
+    const auto cut = static_cast<std::int32_t>(length);
+    runs_[index(lower)] = {
+        whole.first + cut, whole.length - cut, upper, whole.depth + cut, kNone, kNone};
+    return upper;
+  }
+
+  // Where the younger child of `parent` that begins with token i is in the table, or belongs.
   std::size_t find(Node parent, std::int64_t i) const {
     const auto slot = static_cast<std::uint32_t>(samples_.image_slots[i]);
     const auto above = static_cast<std::uint32_t>(parent);
@@ -76,7 +123,8 @@ class Trie {
     const std::size_t mask = younger_.size() - 1;
     for (std::size_t entry = hash & mask;; entry = (entry + 1) & mask) {
       const Node node = younger_[entry];
-      if (node == kNone || (parent_[index(node)] == parent && shows(node, i))) return entry;
+      if (node == kNone) return entry;
+      if (runs_[index(node)].parent == parent && begins_with(node, i)) return entry;
     }
   }
 
@@ -84,79 +132,118 @@ class Trie {
     std::vector<Node> old(younger_.size() * 2, kNone);
     old.swap(younger_);
     for (const Node node : old) {
-      if (node != kNone) younger_[find(parent_[index(node)], token_[index(node)])] = node;
+      if (node == kNone) continue;
+      younger_[find(runs_[index(node)].parent, runs_[index(node)].first)] = node;
     }
   }
 
   const Samples& samples_;
-  std::vector<std::int32_t> token_;  // a token of the samples that the node stands for
-  std::vector<Node> parent_;
+  std::vector<Run> runs_;
   std::vector<Node> eldest_child_;  // of node n at n + 1; of the whole forest at 0
   std::vector<Node> younger_;       // all other children: open addressing, at most half full
   std::size_t num_younger_ = 0;
 };
 
-// Grows the trie, and returns the node of every original token.
-std::vector<Node> merge(Trie& trie, const Samples& samples, bool share) {
-  std::vector<Node> node_of(index(samples.num_tokens));
-  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
-    Node node = kNone;
-    for (std::int64_t i = samples.offsets[s]; i < samples.offsets[s + 1]; ++i) {
-      node = share ? trie.child(node, i) : trie.append(node, i);
-      node_of[index(i)] = node;
+// Numbers the runs in the order of their first tokens: parents then come before children and elder
+// siblings before younger ones. A sample's own runs are the lower end of its path.
+void number(const RadixForest& grown, const Samples& samples, Forest& forest) {
+  const std::vector<Run>& runs = grown.runs();
+  std::vector<Node> renamed(runs.size(), kNone);
+  auto next = static_cast<Node>(runs.size());
+  for (std::int64_t s = samples.num_samples; s-- > 0;) {
+    Node node = forest.last[index(s)];
+    while (node != kNone && runs[index(node)].first >= samples.offsets[s]) {
+      renamed[index(node)] = --next;
+      node = runs[index(node)].parent;
     }
   }
-  return node_of;
+  forest.runs.resize(runs.size());
+  for (std::size_t node = 0; node < runs.size(); ++node) {
+    Run run = runs[node];
+    if (run.parent != kNone) run.parent = renamed[index(run.parent)];
+    forest.runs[index(renamed[node])] = run;
+  }
+  // A sample that ended inside a run before it was split ends in one of the upper pieces now.
+  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
+    Node& last = forest.last[index(s)];
+    if (last == kNone) continue;
+    last = renamed[index(last)];
+    while (forest.runs[index(last)].depth >= samples.length(s)) {
+      last = forest.runs[index(last)].parent;
+    }
+  }
 }
 
-std::vector<std::int32_t> subtree_sizes(const std::vector<Node>& parent) {
-  std::vector<std::int32_t> size(parent.size(), 1);
-  for (std::size_t node = parent.size(); node-- > 0;) {
-    if (parent[node] != kNone) size[index(parent[node])] += size[node];
+// Gives each run its rows: a child follows its parent and the subtrees of its elder siblings.
+void lay_out(Forest& forest) {
+  std::vector<Run>& runs = forest.runs;
+  std::vector<std::int32_t> size(runs.size() + 1, 0);  // of run r's subtree at r + 1; of all at 0
+  for (std::size_t r = runs.size(); r-- > 0;) {
+    size[r + 1] += runs[r].length;
+    size[index(runs[r].parent + 1)] += size[r + 1];
   }
-  return size;
-}
-
-// Depth-first row of each node: a child follows its parent and the subtrees of its elder siblings.
-std::vector<std::int32_t> depth_first_rows(const std::vector<Node>& parent,
-                                           const std::vector<std::int32_t>& size) {
-  std::vector<std::int32_t> row(parent.size());
-  std::vector<std::int32_t> next_row(parent.size() + 1, 0);  // of node n's next child at n + 1
-  for (std::size_t node = 0; node < parent.size(); ++node) {
-    std::int32_t& next = next_row[index(parent[node] + 1)];
-    row[node] = next;
-    next += size[node];
-    next_row[node + 1] = row[node] + 1;
+  forest.num_rows = size[0];
+  std::vector<std::int32_t> next_row(runs.size() + 1, 0);  // of run r's next child at r + 1
+  for (std::size_t r = 0; r < runs.size(); ++r) {
+    Run& run = runs[r];
+    std::int32_t& next = next_row[index(run.parent + 1)];
+    run.row = next;
+    run.end = next += size[r + 1];
+    next_row[r + 1] = run.row + run.length;
   }
-  return row;
 }
 
 }  // namespace
 
-ForestLayout build_forest(const Samples& samples, bool share) {
-  Trie trie(samples);
-  std::vector<Node> node_of = merge(trie, samples, share);
-  const std::vector<Node>& parent = trie.parent();
-  const std::vector<std::int32_t> size = subtree_sizes(parent);
-  const std::vector<std::int32_t> row = depth_first_rows(parent, size);
-
-  const std::size_t num_rows = parent.size();
-  ForestLayout layout;
-  layout.tokens.resize(num_rows);
-  layout.image_slots.resize(num_rows);
-  layout.subtree_end.resize(num_rows);
-  layout.parent.resize(num_rows);
-  for (std::size_t node = 0; node < num_rows; ++node) {
-    const std::size_t r = index(row[node]);
-    layout.tokens[r] = samples.ids[trie.token()[node]];
-    layout.image_slots[r] = samples.image_slots[trie.token()[node]];
-    layout.subtree_end[r] = row[node] + size[node];
-    layout.parent[r] = parent[node] == kNone ? -1 : row[index(parent[node])];
+Forest merge_prefixes(const Samples& samples, bool share) {
+  RadixForest grown(samples);
+  Forest forest;
+  forest.last.resize(index(samples.num_samples));
+  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
+    const std::int64_t first = samples.offsets[s], end = samples.offsets[s + 1];
+    const bool empty = first == end;
+    forest.last[index(s)] = empty   ? kNone
+                            : share ? grown.add(first, end)
+                                    : grown.append(kNone, first, end);
   }
-  for (Node& node : node_of) node = row[index(node)];
-  layout.flat_index = std::move(node_of);
-  return layout;
+  number(grown, samples, forest);
+  lay_out(forest);
+  return forest;
 }
+
+namespace {
+
+// The arrays of a layout, T rows and N tokens; see ForestLayout in the twin.
+struct LayoutArrays {
+  py::array_t<std::int64_t> tokens;       // (T,)
+  py::array_t<std::int32_t> image_slots;  // (T,)
+  py::array_t<std::int32_t> subtree_end;  // (T,)
+  py::array_t<std::int32_t> parent;       // (T,)
+  py::array_t<std::int32_t> flat_index;   // (N,)
+};
+
+void fill_rows(const Forest& forest, const Samples& samples, const Run& run, std::int64_t* tokens,
+               std::int32_t* image_slots, std::int32_t* subtree_end, std::int32_t* parent) {
+  const std::int64_t row = run.row;
+  std::copy_n(samples.ids + run.first, run.length, tokens + row);
+  std::copy_n(samples.image_slots + run.first, run.length, image_slots + row);
+  std::fill_n(subtree_end + row, run.length, run.end);
+  for (std::int32_t k = 0; k < run.length; ++k) parent[row + k] = run.row + k - 1;
+  const Run* above = run.parent == kNone ? nullptr : &forest.runs[index(run.parent)];
+  parent[row] = above == nullptr ? -1 : above->row + above->length - 1;
+}
+
+void fill_flat_index(const Forest& forest, const Samples& samples, std::int32_t* flat_index) {
+  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
+    climb(forest, samples, s, [&](const Run& run, std::int64_t first, std::int64_t count) {
+      for (std::int64_t k = 0; k < count; ++k) {
+        flat_index[first + k] = run.row + static_cast<std::int32_t>(k);
+      }
+    });
+  }
+}
+
+}  // namespace
 
 void register_forest(py::module_& m) {
   m.def(
@@ -164,15 +251,25 @@ void register_forest(py::module_& m) {
       [](const Array<std::int64_t>& ids, const Array<std::int32_t>& image_slots,
          const Array<std::int64_t>& offsets, bool share) {
         const Samples samples = view_samples(ids, image_slots, offsets);
-        ForestLayout layout;
+        Forest forest;
         {
           py::gil_scoped_release release;
-          layout = build_forest(samples, share);
+          forest = merge_prefixes(samples, share);
         }
-        return py::make_tuple(
-            to_numpy(std::move(layout.tokens)), to_numpy(std::move(layout.image_slots)),
-            to_numpy(std::move(layout.subtree_end)), to_numpy(std::move(layout.parent)),
-            to_numpy(std::move(layout.flat_index)));
+        // numpy's own memory: for large arrays it asks the kernel for large pages.
+        const auto num_rows = static_cast<py::ssize_t>(forest.num_rows);
+        py::array_t<std::int64_t> tokens(num_rows);
+        py::array_t<std::int32_t> slots(num_rows), subtree_end(num_rows), parent(num_rows);
+        py::array_t<std::int32_t> flat_index(static_cast<py::ssize_t>(samples.num_tokens));
+        std::int64_t* const t = tokens.mutable_data();
+        std::int32_t *const s = slots.mutable_data(), *const e = subtree_end.mutable_data();
+        std::int32_t *const p = parent.mutable_data(), *const f = flat_index.mutable_data();
+        {
+          py::gil_scoped_release release;
+          for (const Run& run : forest.runs) fill_rows(forest, samples, run, t, s, e, p);
+          fill_flat_index(forest, samples, f);
+        }
+        return py::make_tuple(tokens, slots, subtree_end, parent, flat_index);
       },
       py::arg("ids").noconvert(), py::arg("image_slots").noconvert(),
       py::arg("offsets").noconvert(), py::arg("share"));

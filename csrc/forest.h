@@ -8,20 +8,45 @@
 
 namespace fastmpi {
 
-// T rows in depth-first order; query q sees key k iff k <= q < subtree_end[k].
-struct ForestLayout {
-  std::vector<std::int64_t> tokens;       // (T,)
-  std::vector<std::int32_t> image_slots;  // (T,)
-  std::vector<std::int32_t> subtree_end;  // (T,)
-  std::vector<std::int32_t> parent;       // (T,) row before it on its path, -1 at a root
-  std::vector<std::int32_t> flat_index;   // (N,) row of every original token
+constexpr std::int32_t kNone = -1;
 
-  std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()); }
+// Tokens that follow one another on every path: an edge of the radix tree. Its rows follow one
+// another too.
+struct Run {
+  std::int32_t first;   // the first of them, in the first sample that has them
+  std::int32_t length;  // at least 1
+  std::int32_t parent;  // the run before it on its path, kNone at a root
+  std::int32_t depth;   // tokens above it
+  std::int32_t row;     // of its first token, depth first
+  std::int32_t end;     // the row after its subtree
+
+  std::int32_t bottom() const { return depth + length; }
+};
+
+// The merged prefixes of S samples: T rows in at most 2 S runs. Parents come before children and
+// elder siblings before younger ones.
+struct Forest {
+  std::vector<Run> runs;
+  std::vector<std::int32_t> last;  // (S,) run of each sample's last token, kNone where it is empty
+  std::int64_t num_rows = 0;       // T
 };
 
 // Merges equal prefixes on (token id, image slot) unless `share` is false. Expected time O(N), no
 // recursion: depth is bounded by memory alone.
-ForestLayout build_forest(const Samples& samples, bool share);
+Forest merge_prefixes(const Samples& samples, bool share);
+
+// Calls visit(run, first token of the sample in it, number of its tokens in it) from the last run
+// of a sample up to its root.
+template <typename Visit>
+void climb(const Forest& forest, const Samples& samples, std::int64_t sample, Visit visit) {
+  std::int64_t stop = samples.length(sample);
+  for (std::int32_t r = forest.last[static_cast<std::size_t>(sample)]; r != kNone;) {
+    const Run& run = forest.runs[static_cast<std::size_t>(r)];
+    visit(run, samples.offsets[sample] + run.depth, stop - run.depth);
+    stop = run.depth;
+    r = run.parent;
+  }
+}
 
 void register_forest(py::module_& m);
 

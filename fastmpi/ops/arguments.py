@@ -15,6 +15,8 @@ def integer_array(name: str, values: Any, dtype: Any, ndim: int = 1) -> NDArray[
         raise ValueError(f"{name} must be {ndim}-D, got shape {array.shape}")
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must hold integers, got {array.dtype}")
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
     limits = np.iinfo(dtype)
     if array.size and (array.min() < limits.min or array.max() > limits.max):
         raise ValueError(f"{name} must fit {np.dtype(dtype)}")
