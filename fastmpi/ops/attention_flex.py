@@ -71,7 +71,9 @@ def attend(
 
 
 def _padded(x: Tensor) -> Tensor:
-    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -len(x) % _FLEX_BLOCK))
+    """x with whole blocks of rows; `pad` by nothing would copy it."""
+    missing = -len(x) % _FLEX_BLOCK
+    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 @cache
