@@ -61,6 +61,15 @@ def test_errors_are_against_the_exact_outputs():
     assert found["a"]["errors"] == {"y": pytest.approx(0.1)}
 
 
+def test_outputs_that_only_one_side_has_are_not_judged():
+    more = {"logits": torch.ones(3)}
+    found = measured({"fastmpi": arm(), "matmul": arm(more)}, exact=lambda: EXACT)["arms"]
+    assert found["matmul"]["error"] is None and found["matmul"]["errors"] == {}
+    assert found["matmul"]["output_mb"] == 12 / 2**20
+    options = {"exact": lambda: EXACT, "error": mean_absolute_error("y")}
+    assert measured({"matmul": arm(more)}, **options)["arms"]["matmul"]["error"] is None
+
+
 def test_nan_is_an_error_that_json_can_hold():
     nan = {"y": torch.tensor([3.0, math.nan])}
     found = measured({"fastmpi": arm(nan)}, exact=lambda: EXACT)
