@@ -100,14 +100,29 @@ def prepare(subtree_end: Tensor) -> Cascade:
 def _nodes(end: Int64) -> tuple[Int64, Int64, Int64, Int64]:
     """Of each node: its first row, the row after its last, the end of its subtree, its depth.
 
-    A row is the only child of the row before iff both subtrees end together. As many nodes enclose
-    a node as stand before it and have not ended.
+    A row is the only child of the row before iff both subtrees end together.
     """
     starts = np.flatnonzero(np.diff(end, prepend=-1))
     stops = np.append(starts[1:], len(end))[: len(starts)]
     ends = end[starts]
-    depths = np.arange(len(starts)) - np.searchsorted(np.sort(ends), starts, side="right")
-    return starts, stops, ends, depths
+    return starts, stops, ends, _depths(starts, ends)
+
+
+def _depths(starts: Int64, ends: Int64) -> Int64:
+    """How many nodes enclose each. `ValueError` where a subtree leaves the one around it: rows of
+    one depth would then be asked for twice in one call."""
+    depths, around = [], [int(ends.max(initial=0))]  # ends of the subtrees that we are in
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        while around[-1] <= start:
+            around.pop()
+        if end > around[-1]:
+            raise ValueError(
+                f"subtree_end is no forest: row {start} ends its subtree at {end}, after that of "
+                f"a row above it at {around[-1]}"
+            )
+        depths.append(len(around) - 1)
+        around.append(end)
+    return np.asarray(depths, np.int64)
 
 
 def _append(
@@ -145,6 +160,8 @@ def _calls(tensors: Sequence[Tensor], integers: Sequence[int]) -> list[Call]:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cascade: Cascade, scale: float) -> Tensor:
     """(T, Hq, D), (T, Hkv, D) twice -> (T, Hq, D)."""
+    if scale < 0:  # flash attention finds the highest score before it scales
+        q, scale = -q, -scale
     return _cascade_attention(q, k, v, cascade.tensors, cascade.integers, scale)[0]
 
 

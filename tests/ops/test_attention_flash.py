@@ -165,6 +165,20 @@ def test_calls_cover_every_visible_pair_once(name):
     assert torch.equal(seen, forest_mask(end).long())
 
 
+def test_what_is_no_forest_is_refused():
+    end = torch.tensor([2, 3, 3], dtype=torch.int32)
+    with pytest.raises(ValueError, match="row 1 ends its subtree at 3, after that of a row above"):
+        attention_flash.prepare(end)
+
+
+def test_negative_scale():
+    end = FORESTS["two groups"]
+    tensors = inputs(len(end))
+    found = run(cascade, tensors, end, scale=-0.5)
+    for value, expected in zip(found, run(reference, tensors, end, scale=-0.5), strict=True):
+        assert torch.allclose(value, expected, rtol=0, atol=1e-11)
+
+
 def test_empty_forest():
     tensors = inputs(0)
     assert cascade(*tensors, torch.zeros(0, dtype=torch.int32)).shape == (0, 4, 16)
