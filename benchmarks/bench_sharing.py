@@ -112,6 +112,7 @@ def _steps(
 def _gradient(trainer: Any, step: Any, share: bool) -> dict[str, Any]:
     """The whole step's gradient, flat, and what it took."""
     trainer.args = replace(trainer.args, share_prefix=share)
+    step = replace(step, batches=trainer.microbatches(step.samples))
     began = time.perf_counter()
     counts = trainer.accumulate_gradients(step)
     seconds = time.perf_counter() - began

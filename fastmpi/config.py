@@ -22,6 +22,7 @@ FREE_ON_RESUME = frozenset(
         "disable_tqdm",
         "eval_steps",
         "gradient_checkpointing",
+        "dataloader_prefetch_factor",
         "log_completions",
         "logging_steps",
         "max_steps",
@@ -60,6 +61,10 @@ class TrainingConfig(Settings):
 
     max_tokens_per_microbatch: int = 16384
     """Most tokens of one forward pass, after equal prefixes are merged. No sample may be longer."""
+
+    dataloader_prefetch_factor: int = 2
+    """How many steps (of the rl stage: batches of prompts) are prepared ahead, on a thread of their
+    own; 0: each when it is needed. The results are the same."""
 
     share_prefix: bool = True
     """Merge equal prefixes of the samples of a micro-batch. The results are the same without it;
@@ -174,6 +179,7 @@ class TrainingConfig(Settings):
             "adam_epsilon",
             "max_grad_norm",
             "eval_steps",
+            "dataloader_prefetch_factor",
             "seed",
         )
         if self.max_steps != -1:

@@ -1,9 +1,10 @@
-"""A cache that counts bytes."""
+"""A cache that counts bytes, for several threads."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import RLock
 from typing import Generic, TypeVar
 
 ValueT = TypeVar("ValueT")
@@ -16,6 +17,7 @@ class BoundedCache(Generic[ValueT]):
         self.max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[Hashable, tuple[ValueT, int]] = OrderedDict()
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -26,16 +28,18 @@ class BoundedCache(Generic[ValueT]):
     def get(
         self, key: Hashable, make: Callable[[], ValueT], size: Callable[[ValueT], int]
     ) -> ValueT:
-        """The value of `key`, made if it is not here."""
-        if key not in self._kept:
-            self.put(key, (value := make()), size(value))
-            return value
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+        """The value of `key`, made if it is not here. Two threads may both make it."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+        self.put(key, (value := make()), size(value))
+        return value
 
     def put(self, key: Hashable, value: ValueT, num_bytes: int) -> None:
         """Keep a value, and let the oldest go."""
-        self._kept[key] = (value, num_bytes)
-        self._bytes += num_bytes
-        while self._bytes > self.max_bytes and self._kept:
-            self._bytes -= self._kept.popitem(last=False)[1][1]
+        with self._lock:
+            self._bytes += num_bytes - self._kept.pop(key, (value, 0))[1]
+            self._kept[key] = (value, num_bytes)
+            while self._bytes > self.max_bytes and self._kept:
+                self._bytes -= self._kept.popitem(last=False)[1][1]

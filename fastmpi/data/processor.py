@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class Processor:
         self.forbidden_token_ids = _placeholder_ids(config)
         self.eos_token_ids = _eos_ids(config, tokenizer)
         self._images: BoundedCache[Image] = BoundedCache(_MAX_IMAGE_BYTES)
+        # Fast tokenizers refuse a second thread ("Already borrowed"), and prompts are made ahead.
+        self._tokenizing = RLock()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False) -> Processor:
@@ -110,9 +113,11 @@ class Processor:
         return self.image_token_id in self.encode(self._chat([system, user]))
 
     def _chat(self, messages: list[dict[str, Any]]) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        with self._tokenizing:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        return str(text)
 
     @cached_property
     def _begins_with(self) -> int | None:
@@ -133,7 +138,8 @@ class Processor:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids (L,) int64 of `text`, nothing added."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with self._tokenizing:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
     def encode_response(self, text: str) -> np.ndarray:
@@ -142,7 +148,8 @@ class Processor:
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        with self._tokenizing:
+            return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def _process(self, picture: Any) -> Image:
         out = self.image_processor(images=picture, return_tensors="pt")

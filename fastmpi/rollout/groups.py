@@ -50,7 +50,6 @@ class PolicyRollout:
 
     def __init__(
         self,
-        engine: Engine,
         processor: Processor,
         policies: Mapping[str, Policy],
         *,
@@ -62,45 +61,53 @@ class PolicyRollout:
             raise ValueError("num_generations and num_policy_generations must not be negative")
         if num_generations + num_policy_generations < 1:
             raise ValueError("a group needs at least one response")
-        self.engine = engine
         self.processor = processor
         self.policies = policies
         self.num_generations = num_generations
         self.num_policy_generations = num_policy_generations
         self.folder = folder
 
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Prompt]]:
+        """The rows' prompts of each arm that samples, and the policy-free ones in any case.
+
+        `ValueError` for a row without a policy among `policies`, naming both.
+        """
+        found = {ARMS[0]: [render(row, self.processor, folder=self.folder) for row in rows]}
+        if self.num_policy_generations:
+            found[ARMS[1]] = self._policy_aware(rows)
+        return found
+
     def generate(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        prompts: Mapping[str, Sequence[Prompt]],
+        engine: Engine,
         params: SamplingParams,
         *,
         first_group: int = 0,
     ) -> list[Rollout]:
-        """One group a row, numbered from `first_group`; a group's policy-free arm comes first.
+        """One group for each row of `prompts`, numbered from `first_group`; a group's policy-free
+        arm comes first.
 
         The group's number names its random streams, so a count that runs through training makes
         every response repeatable.
-        `ValueError` for a row without a policy among `policies`, naming both.
         """
-        free = [render(row, self.processor, folder=self.folder) for row in rows]
-        arms = [(ARMS[0], free, self.num_generations)]
-        if self.num_policy_generations:
-            arms.append((ARMS[1], self._policy_aware(rows), self.num_policy_generations))
-        responses = self.engine.generate(
-            [prompt for _, prompts, _ in arms for prompt in prompts],
-            [count for _, prompts, count in arms for _ in prompts],
+        counts = dict(zip(ARMS, (self.num_generations, self.num_policy_generations), strict=True))
+        num_rows = len(prompts[ARMS[0]])
+        responses = engine.generate(
+            [prompt for of_arm in prompts.values() for prompt in of_arm],
+            [counts[name] for name, of_arm in prompts.items() for _ in of_arm],
             params,
             streams=[
                 len(ARMS) * (first_group + row) + arm
-                for arm, (_, prompts, _) in enumerate(arms)
-                for row in range(len(prompts))
+                for arm in range(len(prompts))
+                for row in range(num_rows)
             ],
         )
         return [
             Rollout(row, first_group + row, name, prompt, response)
-            for row, prompt in enumerate(free)
-            for arm, (name, _, _) in enumerate(arms)
-            for response in responses[arm * len(rows) + row]
+            for row, prompt in enumerate(prompts[ARMS[0]])
+            for arm, name in enumerate(prompts)
+            for response in responses[arm * num_rows + row]
         ]
 
     def _policy_aware(self, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:

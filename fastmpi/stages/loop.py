@@ -120,6 +120,10 @@ class Trainer(OptimizerStep, ABC):
         """The next step's samples and objective; None ends the run (state.stopped says why)."""
 
     @abstractmethod
+    def close(self) -> None:
+        """Ends what prepares steps ahead."""
+
+    @abstractmethod
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """How well the model does on rows that it does not train on."""
 
@@ -160,6 +164,7 @@ class Trainer(OptimizerStep, ABC):
             while self.state.global_step < self.total_steps and self._step():
                 pass
         finally:
+            self.close()
             if self._tracker is not None:
                 self._tracker.close()
         return self._finish()

@@ -227,9 +227,11 @@ class PolicyRolloutTrainer(Trainer):
         """Samples and scores until the window is full; None where dynamic sampling cannot fill it.
         Adds what there is to log to `metrics`."""
         began = time.perf_counter()
+        waited = self.sampler.ahead.waited_s
         sampled, kept, batches = self.sampler.fill(self._engine(), self.state)
         metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
         metrics["perf/gen_s"] = time.perf_counter() - began
+        metrics["perf/data_wait_s"] = self.sampler.ahead.waited_s - waited
         if self.args.dynamic_sampling:
             metrics["sampling/batches"] = float(batches)
         if not self._all_full(kept, batches):
@@ -338,6 +340,9 @@ class PolicyRolloutTrainer(Trainer):
             }
             for i, row in enumerate(rows)
         ]
+
+    def close(self) -> None:
+        self.sampler.close()
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {"batches_drawn": torch.tensor(self.sampler.batches_drawn)}

@@ -8,12 +8,14 @@ random numbers its groups use follow from that number.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from fastmpi.data.prefetch import Prefetcher
 from fastmpi.rewards import RewardFunction, score
 from fastmpi.rollout.groups import ARMS, PolicyRollout, Rollout, informative_groups
 from fastmpi.rollout.sampling import SamplingParams
@@ -23,8 +25,24 @@ from fastmpi.stages.window import Window
 if TYPE_CHECKING:
     from fastmpi.config import PolicyRolloutConfig
     from fastmpi.data.processor import Processor
+    from fastmpi.data.samples import Prompt
     from fastmpi.policies import Policy
     from fastmpi.rollout.engine import Engine
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """A batch of rows: which they are, and the prompts of each arm."""
+
+    rows: list[Row]
+    indices: np.ndarray
+    prompts: dict[str, list[Prompt]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pictures, which outweigh the rest."""
+        prompts = [prompt for of_arm in self.prompts.values() for prompt in of_arm]
+        return sum(image.num_bytes for prompt in prompts for image in prompt.images)
 
 
 class WindowSampler:
@@ -48,6 +66,8 @@ class WindowSampler:
         self.policies, self.reward_funcs, self.accuracy = policies, reward_funcs, accuracy
         self.image_folder, self.rank, self.size = image_folder, rank, size
         self.batches_drawn = 0
+        depth = args.dataloader_prefetch_factor
+        self.ahead = Prefetcher(self.draw, depth=depth, size=lambda drawn: drawn.num_bytes)
         self.custom_metrics: dict[str, float] = {}  # what reward functions logged
 
     @property
@@ -75,31 +95,40 @@ class WindowSampler:
 
     def batch(self, engine: Engine, trainer_state: Any) -> Window:
         """The next batch of rows, their groups sampled and scored."""
+        drawn = self.ahead.take(self.batches_drawn)
+        first_group = self.batches_drawn * self.rows_per_batch
+        first_group += self.rank * self.args.groups_per_window
+        rollouts = self._groups().generate(
+            drawn.prompts, engine, self._sampling_params(), first_group=first_group
+        )
+        self.batches_drawn += 1
+        return self._scored(rollouts, drawn.rows, drawn.indices, trainer_state)
+
+    def draw(self, batch: int) -> DrawnRows:
+        """The rows of batch `batch`, which follow from its number alone, and their prompts."""
         count = self.args.groups_per_window
-        epoch, place = divmod(self.batches_drawn, self.batches_per_epoch)
+        epoch, place = divmod(batch, self.batches_per_epoch)
         first = place * self.rows_per_batch + self.rank * count
         indices = shuffled(len(self.rows), self.args.seed, epoch)[first : first + count]
         rows = [self.rows[int(i)] for i in indices]
-        first_group = self.batches_drawn * self.rows_per_batch + self.rank * count
-        generations = self.args.num_generations, self.args.policy_generations
-        rollouts = self._rollout(engine, *generations).generate(
-            rows, self._sampling_params(), first_group=first_group
-        )
-        self.batches_drawn += 1
-        return self._scored(rollouts, rows, indices, trainer_state)
+        return DrawnRows(rows, indices, self._groups().prompts(rows))
+
+    def close(self) -> None:
+        """Ends the thread that draws ahead."""
+        self.ahead.close()
 
     def one_each(self, engine: Engine, rows: Sequence[Row], trainer_state: Any) -> Window:
         """One policy-free response to each of any rows, scored."""
-        rollouts = self._rollout(engine, 1, 0).generate(rows, self._sampling_params())
+        groups = self._groups(1, 0)
+        rollouts = groups.generate(groups.prompts(rows), engine, self._sampling_params())
         return self._scored(rollouts, rows, np.arange(len(rows)), trainer_state)
 
-    def _rollout(self, engine: Engine, free: int, aware: int) -> PolicyRollout:
+    def _groups(self, free: int | None = None, aware: int | None = None) -> PolicyRollout:
         return PolicyRollout(
-            engine,
             self.processor,
             self.policies or {},
-            num_generations=free,
-            num_policy_generations=aware,
+            num_generations=self.args.num_generations if free is None else free,
+            num_policy_generations=self.args.policy_generations if aware is None else aware,
             folder=self.image_folder,
         )
 

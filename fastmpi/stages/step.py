@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 @dataclass
 class StepInput:
     """What one optimiser step trains on: this process's samples, the step's objective, and the
-    metrics that came up while it was made."""
+    metrics that came up while it was made. batches: the samples as micro-batches, if made."""
 
     samples: list[Sample]
     objective: Objective
     metrics: dict[str, float] = field(default_factory=dict)
     completions: Callable[[], list[dict[str, Any]]] | None = None  # the table, if wanted
+    batches: list[ForestBatch] | None = None
 
 
 @dataclass
@@ -96,7 +97,7 @@ class OptimizerStep:
 
     def accumulate_gradients(self, step: StepInput) -> dict[str, float]:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
-        batches = self.microbatches(step.samples)
+        batches = self.microbatches(step.samples) if step.batches is None else step.batches
         for batch in batches:
             # Not accelerator.backward: it divides by whatever accumulation the environment sets.
             self.forward(batch, step.objective).backward()

@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmpi.data.cache import BoundedCache
+from fastmpi.data.prefetch import Prefetcher
 from fastmpi.data.samples import Sample
 from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
 from fastmpi.stages.rows import Row, Rows, check_length, shuffled
 from fastmpi.stages.step import StepInput
 
+if TYPE_CHECKING:
+    from fastmpi.data.batch import ForestBatch
+
 MAX_SAMPLE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """What one process trains on in one step."""
+
+    samples: list[Sample]
+    batches: list[ForestBatch]
 
 
 class SupervisedTrainer(Trainer):
@@ -59,11 +73,31 @@ class SupervisedTrainer(Trainer):
         return math.ceil(len(self.rows) / self.rows_per_step)
 
     def next_step(self) -> StepInput:
-        rows = self.rows_of_step(self.state.global_step)
+        before = self._ahead.waited_s
+        ready = self._ahead.take(self.state.global_step)
+        waited = {"perf/data_wait_s": self._ahead.waited_s - before}
+        weight = sum(float(sample.weights.sum()) for sample in ready.samples)
+        total = self.reduce({"weight": weight})["weight"]
+        return StepInput(ready.samples, NextTokenLoss(total), waited, batches=ready.batches)
+
+    @cached_property
+    def _ahead(self) -> Prefetcher[PreparedStep]:
+        return Prefetcher(
+            self.prepare,
+            stop=self.total_steps,
+            depth=self.args.dataloader_prefetch_factor,
+            size=lambda ready: sum(_num_bytes(sample) for sample in ready.samples),
+        )
+
+    def prepare(self, step: int) -> PreparedStep:
+        """This process's share of optimiser step `step`, which follows from its number alone."""
+        rows = self.rows_of_step(step)
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         mine = [self._sample(int(i)) for i in rows[rank::size]]
-        total = self.reduce({"weight": sum(float(s.weights.sum()) for s in mine)})["weight"]
-        return StepInput(mine, NextTokenLoss(total))
+        return PreparedStep(mine, self.microbatches(mine))
+
+    def close(self) -> None:
+        self._ahead.close()
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Nothing: a step follows from its number."""

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from fastmpi.policies.policy import Policy
-from fastmpi.rollout.groups import PolicyRollout, informative_groups
+from fastmpi.rollout.groups import PolicyRollout, Rollout, informative_groups
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.rollout.sampling import SamplingParams
 
@@ -39,14 +39,17 @@ def _row(number: int, policy: str = "kavo", shade: int = 0) -> dict:
 ROWS = [_row(0), _row(1, "mira"), _row(2, shade=200), _row(3)]  # rows 0 and 3 have equal prompts
 
 
-def _rollout(model, free: int, aware: int, policies=POLICIES, engine=None) -> PolicyRollout:
-    engine = engine or NativeEngine(model)
+def _sample(
+    model, free, aware, rows, policies=POLICIES, engine=None, first_group=0
+) -> list[Rollout]:
     counts = {"num_generations": free, "num_policy_generations": aware}
-    return PolicyRollout(engine, model.processor, policies, **counts)
+    groups = PolicyRollout(model.processor, policies, **counts)
+    engine = engine or NativeEngine(model)
+    return groups.generate(groups.prompts(rows), engine, PARAMS, first_group=first_group)
 
 
 def test_groups_hold_both_arms(qwen):
-    rollouts = _rollout(qwen, 3, 2).generate(ROWS, PARAMS, first_group=10)
+    rollouts = _sample(qwen, 3, 2, ROWS, first_group=10)
     counts = Counter((r.row, r.group, r.arm) for r in rollouts)
     assert counts == {
         (row, 10 + row, arm): count
@@ -57,7 +60,7 @@ def test_groups_hold_both_arms(qwen):
 
 
 def test_what_is_scored_never_holds_the_policy(qwen):
-    rollouts = _rollout(qwen, 1, 1).generate(ROWS, PARAMS)
+    rollouts = _sample(qwen, 1, 1, ROWS)
     for rollout in rollouts:
         text = qwen.processor.decode(rollout.prompt.ids)
         assert "question" in text and "policy" not in text and "if red" not in text
@@ -72,7 +75,7 @@ def test_the_policy_aware_arm_is_sampled_with_the_policy(qwen):
             return super().generate(prompts, num_responses, params, **options)
 
     spy = Spy(qwen)
-    _rollout(qwen, 3, 2, engine=spy).generate(ROWS, PARAMS, first_group=5)
+    _sample(qwen, 3, 2, ROWS, engine=spy, first_group=5)
     assert spy.counts == [3] * 4 + [2] * 4
     assert all("policy" not in prompt for prompt in spy.prompts[:4])
     wanted = [f"policy {row['policy_id']} : C1 if red" for row in ROWS]
@@ -81,30 +84,30 @@ def test_the_policy_aware_arm_is_sampled_with_the_policy(qwen):
 
 
 def test_groups_with_equal_prompts_stay_apart(qwen):
-    rollouts = _rollout(qwen, 2, 0).generate(ROWS, PARAMS)
+    rollouts = _sample(qwen, 2, 0, ROWS)
     first, last = ([r.response.ids for r in rollouts if r.group == g] for g in (0, 3))
     assert len(first) == len(last) == 2 and not np.array_equal(first, last)
 
 
 def test_a_group_repeats_in_another_batch(qwen):
-    together = _rollout(qwen, 2, 2).generate(ROWS, PARAMS, first_group=4)
-    alone = _rollout(qwen, 2, 2).generate(ROWS[2:3], PARAMS, first_group=6)
+    together = _sample(qwen, 2, 2, ROWS, first_group=4)
+    alone = _sample(qwen, 2, 2, ROWS[2:3], first_group=6)
     ids = [r.response.ids.tolist() for r in together if r.group == 6]
     assert ids == [r.response.ids.tolist() for r in alone]
 
 
 def test_zero_policy_generations_is_plain_grpo(qwen):
-    rollouts = _rollout(qwen, 4, 0, policies={}).generate(ROWS[:1], PARAMS)
+    rollouts = _sample(qwen, 4, 0, ROWS[:1], policies={})
     assert [r.arm for r in rollouts] == ["policy_free"] * 4
 
 
 def test_wrong_groups(qwen):
     with pytest.raises(ValueError, match="row 'row-1': no policy 'mira' is known"):
-        _rollout(qwen, 1, 1, {"kavo": POLICIES["kavo"]}).generate(ROWS, PARAMS)
+        _sample(qwen, 1, 1, ROWS, {"kavo": POLICIES["kavo"]})
     with pytest.raises(ValueError, match="a group needs at least one response"):
-        _rollout(qwen, 0, 0)
+        PolicyRollout(qwen.processor, {}, num_generations=0, num_policy_generations=0)
     with pytest.raises(ValueError, match="must not be negative"):
-        _rollout(qwen, 4, -1)
+        PolicyRollout(qwen.processor, {}, num_generations=4, num_policy_generations=-1)
 
 
 def test_informative_groups():
