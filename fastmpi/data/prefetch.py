@@ -19,9 +19,9 @@ ItemT = TypeVar("ItemT")
 class Prefetcher(Generic[ItemT]):
     """`make(n + 1)`, `make(n + 2)`, ... while `make(n)` is used, at most `depth` of them ahead.
 
-    stop: no item of this number or later is made ahead, None for no end. depth: 0 makes each item when it is
-    taken, without a thread. max_bytes: no further item is begun while those that wait hold this
-    much or more, by `size`.
+    stop: no item of this number or later is made ahead, None for no end. depth: 0 makes each item
+    when it is taken, without a thread. max_bytes: no further item is begun while those that wait
+    hold this much or more, by `size`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Prefetcher(Generic[ItemT]):
         return len(self._ready) >= self.depth or bool(self._ready and held >= self.max_bytes)
 
     def close(self) -> None:
-        """Ends the thread after the item it is making, and drops what is ready; `take` starts anew."""
+        """Ends the thread, after the item that it is making; a later `take` starts anew."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
