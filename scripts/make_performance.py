@@ -1,0 +1,146 @@
+"""Writes docs/performance.md from the measurements in benchmarks/results/<device>/<bench>.json.
+
+    python scripts/make_performance.py benchmarks/results docs/performance.md
+
+The files are those of `fastmpi bench <name> --json FILE`. No number is typed by hand, and what has
+no file is said to be not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from performance_targets import TARGETS
+
+BENCHES = ("policy_head", "token_logprob", "forest_attention", "group_advantage", "update")
+INTRODUCTION = """# Performance
+
+Made by `scripts/make_performance.py` from the files that `fastmpi bench <name> --json FILE` wrote.
+
+All arms of a case compute the same from the same tensors, in one process, in turn (first to last,
+then last to first), after all have warmed up; on CUDA between events, with the L2 cache overwritten
+and the device idle before each run. `ms` is the median of the runs, in brackets the middle three
+fifths. `times ours` is the arm's time over fastmpi's, paired round by round: the median, in
+brackets its 95 % bootstrap interval; above 1, fastmpi is faster. `MiB` is the most that a run held
+above what was allocated before it, with its outputs. `error` is against float64: mean nats of the
+log-probs where a case has them, else relative. A result on a CPU compares arms on that CPU; it says
+nothing of a GPU."""
+
+
+def main() -> None:
+    """Reads all devices' folders and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    devices = {folder.name: records(folder) for folder in sorted(args.folder.iterdir())}
+    parts = [INTRODUCTION, targets(devices)]
+    parts += [device(found) for found in devices.values() if found]
+    args.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What one device's folder holds, by bench."""
+    paths = {bench: folder / f"{bench}.json" for bench in BENCHES}
+    return {
+        bench: json.loads(path.read_text(encoding="utf-8"))
+        for bench, path in paths.items()
+        if path.exists()
+    }
+
+
+def targets(devices: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Every target with what was measured, the worst case of each."""
+    lines = ["## Targets", "", "| bench | target | on | measured | |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        record = devices.get(target.folder, {}).get(target.bench)
+        found = target.judge(record["cases"]) if record is not None else None
+        measured, verdict = ("not measured", "") if found is None else found
+        about = f"{target.bench} | {target.text} | {target.device}"
+        lines.append(f"| {about} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+def device(found: dict[str, dict[str, Any]]) -> str:
+    """The section of one device."""
+    parts = [f"## {next(iter(found.values()))['device']}"]
+    parts += [bench(found[name]) if name in found else not_measured(name) for name in BENCHES]
+    return "\n\n".join(parts)
+
+
+def not_measured(name: str) -> str:
+    return f"### {name}\n\nNot measured."
+
+
+def bench(record: dict[str, Any]) -> str:
+    """How it was measured, and one row for each arm of each case."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
+    lines = [
+        f"### {record['bench']}",
+        "",
+        f"{record['runs']} runs of each arm; commit `{record['commit']}`; {versions}; {machine}."
+        + limits(record["limits"])
+        + missing(record["missing"]),
+        "",
+        "| case | arm | ms | times ours | MiB | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [row for case in record["cases"] for row in rows(case)])
+
+
+def limits(measured: dict[str, float]) -> str:
+    if not measured:
+        return ""
+    copied, product = measured["bytes_per_s"] / 1e12, measured["flop_per_s"] / 1e12
+    return f" Measured limits: copy {copied:.2f} TB/s, bf16 product {product:.0f} TFLOP/s."
+
+
+def missing(arms: dict[str, str]) -> str:
+    if not arms:
+        return ""
+    return f" Not run: {', '.join(f'{arm} ({reason})' for arm, reason in arms.items())}."
+
+
+def rows(case: dict[str, Any]) -> list[str]:
+    """The arms of a case; the case is named in the first row."""
+    names = [case["case"]] + [""] * (len(case["arms"]) - 1)
+    return [
+        f"| {name} | {arm} | {' | '.join(cells(found, case, arm))} |"
+        for name, (arm, found) in zip(names, case["arms"].items(), strict=True)
+    ]
+
+
+def cells(found: dict[str, Any] | str, case: dict[str, Any], arm: str) -> list[str]:
+    """ms, times ours, MiB, error."""
+    if isinstance(found, str):
+        return [found, "", "", ""]
+    time = spread(found["ms"])
+    times_ours = interval(case["ratio"].get(arm))
+    if "graph_ms" in found:
+        time += f"; kernels {spread(found['graph_ms'])}"
+        if arm in case["graph_ratio"]:
+            times_ours += f"; kernels {interval(case['graph_ratio'][arm])}"
+    peak = "" if found["peak_mb"] is None else f"{found['peak_mb']:.0f}"
+    return [time, times_ours, peak, error(found.get("error"))]
+
+
+def spread(times: dict[str, float]) -> str:
+    return f"{times['median']:.4g} [{times['p20']:.4g}, {times['p80']:.4g}]"
+
+
+def interval(ratio: dict[str, float] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def error(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.1e}"
+
+
+if __name__ == "__main__":
+    main()
