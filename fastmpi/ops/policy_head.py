@@ -1,14 +1,33 @@
-"""The op ``policy_head``: argument checks and advantages, then the reference on every device."""
+"""The op ``policy_head``: argument checks and advantages, then one pass over the LM head.
+
+On CUDA the kernels run: log-probs, loss and gradient at once, a product of matrices less than in
+two passes. Ratios of whole sequences (GSPO) need every log-prob before the first gradient: those
+take two passes, `token_logprob` and the loss on top. Elsewhere the reference runs.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from fastmpi.ops.backend import choose_backend
 from fastmpi.ops.group_advantage import group_advantage
-from fastmpi.ops.tensor_checks import check_finite, check_index, check_shape
-from fastmpi.ops.token_logprob import check_head_arguments
-from fastmpi.reference import policy_head as reference
+from fastmpi.ops.head_arguments import (
+    check_head_arguments,
+    column,
+    fake_gradient,
+    gradient_buffers,
+    keep_gradients,
+    needed_gradients,
+    scale_gradients,
+    waiting_gradients,
+)
+from fastmpi.ops.tensor_checks import check_shape, check_values
+from fastmpi.ops.token_logprob import token_logprob
 from fastmpi.reference.policy_head import PolicyHeadOutput
+from fastmpi.reference.policy_loss import policy_loss
 
 __all__ = ["PolicyHeadOutput", "policy_head"]
 
@@ -24,13 +43,29 @@ def _check_clipping(epsilon: float, epsilon_high: float, delta: float | None) ->
         raise ValueError(f"delta must be above 1 + epsilon_high = {1 + epsilon_high}, got {delta}")
 
 
-def _check_scores(sequences: Tensor, num_sequences: int, columns: dict[str, Tensor | None]) -> None:
-    check_shape("sequences", sequences, (None,))
-    check_index("sequences", sequences, num_sequences)
-    for name, column in columns.items():
-        if column is not None:
-            check_shape(name, column, (len(sequences),))
-            check_finite(name, column)
+def _check_columns(
+    count: int, sequences: Tensor, weights: Tensor, old: Tensor | None, ref: Tensor | None
+) -> None:
+    columns = {
+        "sequences": sequences, "weights": weights, "old_logprob": old, "ref_logprob": ref,
+    }  # fmt: skip
+    for name, values in columns.items():
+        if values is not None:
+            check_shape(name, values, (count,))
+
+
+def _check_values(
+    hidden: Tensor, head: Tensor, rows: Tensor, targets: Tensor, sequences: Tensor,
+    weights: Tensor, advantages: Tensor, old: Tensor | None, ref: Tensor | None,
+) -> None:  # fmt: skip
+    check_values(
+        {
+            "rows": (rows, len(hidden)),
+            "targets": (targets, len(head)),
+            "sequences": (sequences, len(advantages)),
+        },
+        {"weights": weights, "advantages": advantages, "old_logprob": old, "ref_logprob": ref},
+    )
 
 
 def _advantages(
@@ -41,7 +76,6 @@ def _advantages(
         raise ValueError("give either advantages or rewards with groups")
     if advantages is not None:
         check_shape("advantages", advantages, (None,))
-        check_finite("advantages", advantages)
         return advantages.detach()
     if groups is None:
         raise ValueError("rewards need groups")
@@ -72,38 +106,113 @@ def policy_head(
     importance_sampling_level: str = "token",
     temperature: float = 1.0,
     softcap: float | None = None,
+    chunk_rows: int | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> PolicyHeadOutput:
     """``loss = (weights * l).sum()`` with, per token,
     ``l = -min(min(ratio, delta) * A, ratio.clip(1 - epsilon, 1 + epsilon_high) * A) + beta * k3``,
     ``ratio = exp(logprob - old_logprob)``, ``A = advantages[sequences]``.
 
-    The log-probs are those of `token_logprob`. Give ``advantages``, or ``rewards`` and ``groups``
-    (and ``arms``) of whole groups, from which `group_advantage` makes them under ``scale``,
-    ``pool``, ``eps``. ``old_logprob`` None means that this is the first step on these responses:
-    the ratio is 1 with the gradient of ``logprob``. ``importance_sampling_level="sequence"`` is
-    GSPO: one ratio per sequence from the mean over its tokens of non-zero weight, so a sequence
-    must lie in one call. ``epsilon_high`` None means ``epsilon``; ``delta`` is the upper bound of
-    two-sided clipping. ``beta`` needs ``ref_logprob``. Names and formulas are TRL's (GRPO arXiv
-    2402.03300, DAPO 2503.14476). Raises ``ValueError`` for shapes, ranges and numbers that cannot
-    be.
+    The log-probs are those of `token_logprob`, under its options. Give ``advantages``, or
+    ``rewards`` and ``groups`` (and ``arms``) of whole groups, from which `group_advantage` makes
+    them under ``scale``, ``pool``, ``eps``. ``old_logprob`` None means that this is the first step
+    on these responses: the ratio is 1 with the gradient of ``logprob``.
+    ``importance_sampling_level="sequence"`` is GSPO: one ratio per sequence from the mean over its
+    tokens of non-zero weight, so a sequence must lie in one call. ``epsilon_high`` None means
+    ``epsilon``; ``delta`` is the upper bound of two-sided clipping. ``beta`` needs ``ref_logprob``.
+    Names and formulas are TRL's (GRPO arXiv 2402.03300, DAPO 2503.14476). Raises ``ValueError`` for
+    shapes, ranges and numbers that cannot be.
     """
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
-    check_head_arguments(hidden, head, rows, targets, temperature, softcap)
+    check_head_arguments(hidden, head, rows, targets, temperature, softcap, chunk_rows, dtype)
     _check_clipping(epsilon, epsilon_high, delta)
-    advantages = _advantages(advantages, rewards, groups, arms, scale, pool, eps)
-    check_shape("sequences", sequences, (len(rows),))
-    columns = {"weights": weights, "old_logprob": old_logprob, "ref_logprob": ref_logprob}
-    _check_scores(sequences, len(advantages), columns)
     if importance_sampling_level not in LEVELS:
         raise ValueError(
             f"importance_sampling_level must be one of {LEVELS}, got {importance_sampling_level!r}"
         )
     if beta != 0 and ref_logprob is None:
         raise ValueError(f"beta = {beta} needs ref_logprob")
-    return reference.policy_head(
-        hidden, head, rows, targets, sequences, weights=weights, advantages=advantages,
-        old_logprob=old_logprob, ref_logprob=ref_logprob, epsilon=epsilon,
-        epsilon_high=epsilon_high, delta=delta, beta=beta,
-        importance_sampling_level=importance_sampling_level,
-        temperature=temperature, softcap=softcap,
+    _check_columns(len(rows), sequences, weights, old_logprob, ref_logprob)
+    advantages = _advantages(advantages, rewards, groups, arms, scale, pool, eps)
+    clip: dict[str, Any] = {
+        "epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta, "beta": beta,
+    }  # fmt: skip
+    product: dict[str, Any] = {
+        "temperature": temperature, "softcap": softcap, "chunk_rows": chunk_rows, "dtype": dtype,
+    }  # fmt: skip
+    chosen = choose_backend(backend, hidden)
+    if chosen == "triton" and importance_sampling_level == "token":
+        found = _policy_head(
+            hidden, head, rows, targets, sequences, weights.detach(), advantages, old_logprob,
+            ref_logprob, *clip.values(), *product.values(), *needed_gradients(hidden, head),
+        )  # fmt: skip
+        everything = (*found[:7], advantages.to(torch.float32))
+        return PolicyHeadOutput(*everything)
+    _check_values(
+        hidden, head, rows, targets, sequences, weights, advantages, old_logprob, ref_logprob
+    )
+    logprob, entropy = token_logprob(hidden, head, rows, targets, backend=chosen, **product)
+    loss, *measures = policy_loss(
+        logprob, sequences, weights.detach(), advantages, old_logprob=old_logprob,
+        ref_logprob=ref_logprob, importance_sampling_level=importance_sampling_level, **clip,
     )  # fmt: skip
+    return PolicyHeadOutput(loss, logprob.detach(), entropy.detach(), *measures)
+
+
+@torch.library.custom_op("fastmpi::policy_head", mutates_args=())
+def _policy_head(
+    hidden: Tensor,
+    head: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    sequences: Tensor,
+    weights: Tensor,
+    advantages: Tensor,
+    old_logprob: Tensor | None,
+    ref_logprob: Tensor | None,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+    beta: float,
+    temperature: float,
+    softcap: float | None,
+    chunk_rows: int | None,
+    dtype: torch.dtype | None,
+    need_hidden: bool,
+    need_head: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from fastmpi.kernels.policy_head import policy_scores
+
+    _check_values(
+        hidden, head, rows, targets, sequences, weights, advantages, old_logprob, ref_logprob
+    )
+    buffers = gradient_buffers(hidden, head, need_hidden, need_head)
+    found = policy_scores(
+        hidden, head, rows, targets, sequences.contiguous(), column(weights), column(advantages),
+        None if old_logprob is None else column(old_logprob),
+        None if ref_logprob is None else column(ref_logprob),
+        epsilon=epsilon, epsilon_high=epsilon_high, delta=delta, beta=beta,
+        temperature=temperature, softcap=softcap, chunk_rows=chunk_rows,
+        dtype=dtype or hidden.dtype, **buffers,
+    )  # fmt: skip
+    loss = found.loss.sum(dtype=torch.float64).float()
+    measures = (
+        found.logprob, found.entropy, found.kl, found.clipped_low, found.clipped_high, found.ratio,
+    )  # fmt: skip
+    return loss, *measures, *waiting_gradients(hidden, head, **buffers)
+
+
+@_policy_head.register_fake
+def _(hidden: Tensor, head: Tensor, rows: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    need_hidden, need_head = rest[-2:]
+    logprob, entropy, kl, ratio = (
+        hidden.new_empty(len(rows), dtype=torch.float32) for _ in range(4)
+    )
+    low, high = (hidden.new_empty(len(rows), dtype=torch.bool) for _ in range(2))
+    loss = hidden.new_empty((), dtype=torch.float32)
+    gradients = fake_gradient(need_hidden, hidden), fake_gradient(need_head, head)
+    return loss, logprob, entropy, kl, low, high, ratio, *gradients
+
+
+_policy_head.register_autograd(scale_gradients, setup_context=keep_gradients)

@@ -34,3 +34,20 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if len(bad):
         index = bad[0].tolist()
         raise ValueError(f"{name}{index} is {tensor[tuple(index)].item()}, not a finite number")
+
+
+def check_values(indices: dict[str, tuple[Tensor, int]], numbers: dict[str, Tensor | None]) -> None:
+    """`check_index` of each (index, size) and `check_finite` of each number that is given.
+
+    The host waits for the device once, if nothing is wrong.
+    """
+    given = {name: tensor for name, tensor in numbers.items() if tensor is not None}
+    rules = [torch.isfinite(tensor).all() for tensor in given.values()]
+    rules += [((index >= 0) & (index < size)).all() for index, size in indices.values()]
+    whole = all(index.dtype in (torch.int32, torch.int64) for index, _ in indices.values())
+    if whole and bool(torch.stack(rules).all()):
+        return
+    for name, (index, size) in indices.items():
+        check_index(name, index, size)
+    for name, tensor in given.items():
+        check_finite(name, tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastmpi.reference.policy_loss import policy_loss
@@ -34,11 +35,14 @@ def policy_head(
     advantages: Tensor,  # (S,)
     temperature: float = 1.0,
     softcap: float | None = None,
+    chunk_rows: int | None = None,
+    dtype: torch.dtype | None = None,
     **loss_options: Any,
 ) -> PolicyHeadOutput:
     """Log-probs of the scores, and `policy_loss` of them under its own options."""
     logprob, entropy = token_logprob(
-        hidden, head, rows, targets, temperature=temperature, softcap=softcap
-    )
+        hidden, head, rows, targets, temperature=temperature, softcap=softcap,
+        chunk_rows=chunk_rows, dtype=dtype,
+    )  # fmt: skip
     loss, *measures = policy_loss(logprob, sequences, weights, advantages, **loss_options)
     return PolicyHeadOutput(loss, logprob.detach(), entropy.detach(), *measures)

@@ -9,7 +9,7 @@ a token.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,25 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 1 << 26
 
 
+class TokenLoss(NamedTuple):
+    """The loss, with gradient, and what it was made of, detached."""
+
+    loss: Tensor  # scalar: -(weights * logprob).sum()
+    logprob: Tensor  # (M,)
+    entropy: Tensor  # (M,)
+
+
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of logits and of everything derived from them."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values of ``dtype``, in the precision of logits; gradients pass without being rounded."""
+    exact = values.to(score_dtype(dtype))
+    if values.dtype == dtype:
+        return exact
+    return exact + (values.detach().to(dtype).to(exact.dtype) - exact.detach())
 
 
 def head_logits(
@@ -47,10 +63,9 @@ def _score_chunk(
     temperature: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    logits = head_logits(hidden.to(head.dtype), head, temperature, softcap)  # (U, V)
-    normaliser = logits.logsumexp(-1)  # (U,)
-    mean_logit = (torch.softmax(logits, -1) * logits).sum(-1)  # (U,)
-    return logits[row, targets] - normaliser[row], (normaliser - mean_logit)[row]
+    logp = head_logits(hidden, head, temperature, softcap).log_softmax(-1)  # (U, V)
+    entropy = -(logp.exp() * logp).sum(-1)  # (U,)
+    return logp[row, targets], entropy[row]
 
 
 def _score_chunk_again_in_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -65,21 +80,27 @@ def token_logprob(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_rows: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``log_softmax(hidden[rows] @ head.T / temperature)[targets]``, and entropies."""
-    head = head.to(score_dtype(hidden.dtype))
+    """``log_softmax(hidden[rows] @ head.T / temperature)[targets]``, and entropies.
+
+    The operands of the product are rounded to ``dtype``, by default that of ``hidden``.
+    """
+    head = rounded(head, dtype or hidden.dtype)
     distinct, row = rows.unique(return_inverse=True)
-    chunk_rows = max(1, chunk_logits // head.shape[0])
+    chosen = rounded(hidden[distinct], dtype or hidden.dtype)  # (U, H)
+    chunk_rows = chunk_rows or max(1, CHUNK_LOGITS // head.shape[0])
     if len(distinct) <= chunk_rows:
-        return _score_chunk(hidden[distinct], head, row, targets, temperature, softcap)
+        return _score_chunk(chosen, head, row, targets, temperature, softcap)
 
     order = row.argsort(stable=True)  # scores of one chunk lie together
     row, targets = row[order], targets[order]
     starts = torch.arange(0, len(distinct), chunk_rows, device=row.device)
     sizes = torch.bincount(row // chunk_rows, minlength=len(starts)).tolist()
-    hidden_chunks = hidden[distinct].split(chunk_rows)
-    chunks = zip(hidden_chunks, starts, row.split(sizes), targets.split(sizes), strict=True)
+    chunks = zip(
+        chosen.split(chunk_rows), starts, row.split(sizes), targets.split(sizes), strict=True
+    )
     scored = [
         _score_chunk_again_in_backward(
             chunk, head, chunk_row - start, chunk_targets, temperature, softcap
@@ -89,3 +110,17 @@ def token_logprob(
     unsort = order.argsort()
     logprob, entropy = (torch.cat(column)[unsort] for column in zip(*scored, strict=True))
     return logprob, entropy
+
+
+def token_loss(
+    hidden: Tensor,  # (T, H)
+    head: Tensor,  # (V, H)
+    rows: Tensor,  # (M,)
+    targets: Tensor,  # (M,)
+    weights: Tensor,  # (M,)
+    **options: Any,
+) -> TokenLoss:
+    """Weighted negative log-likelihood; the options are those of `token_logprob`."""
+    logprob, entropy = token_logprob(hidden, head, rows, targets, **options)
+    loss = -(weights.to(logprob.dtype) * logprob).sum()
+    return TokenLoss(loss, logprob.detach(), entropy.detach())
