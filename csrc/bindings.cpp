@@ -4,10 +4,12 @@
 #include "bins.h"
 #include "forest.h"
 #include "mrope.h"
+#include "tokens.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native ops of fastmpi: numpy in, numpy out. Use them through fastmpi.ops.";
   fastmpi::register_forest(m);
   fastmpi::register_mrope(m);
   fastmpi::register_bins(m);
+  fastmpi::register_tokens(m);
 }

@@ -6,36 +6,36 @@
 
 namespace fastmpi {
 
-namespace {
-
-void check_offsets(const Samples& samples) {
+void check_offsets(const Array<std::int64_t>& offsets, std::int64_t num_tokens) {
+  if (offsets.ndim() != 1 || offsets.size() < 1) {
+    throw std::invalid_argument("offsets must be 1-D and not empty");
+  }
+  const std::int64_t* const values = offsets.data();
   const auto fail = [&](std::int64_t i) {
     throw std::invalid_argument(
         "offsets must start at 0, never fall and end at the number of tokens (" +
-        std::to_string(samples.num_tokens) + "), but offsets[" + std::to_string(i) +
-        "] = " + std::to_string(samples.offsets[i]));
+        std::to_string(num_tokens) + "), but offsets[" + std::to_string(i) +
+        "] = " + std::to_string(values[i]));
   };
-  if (samples.offsets[0] != 0) fail(0);
-  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
-    if (samples.length(s) < 0) fail(s + 1);
+  const std::int64_t last = offsets.size() - 1;
+  if (values[0] != 0) fail(0);
+  for (std::int64_t i = 0; i < last; ++i) {
+    if (values[i + 1] < values[i]) fail(i + 1);
   }
-  if (samples.offsets[samples.num_samples] != samples.num_tokens) fail(samples.num_samples);
+  if (values[last] != num_tokens) fail(last);
 }
 
-}  // namespace
+void check_num_tokens(std::int64_t num_tokens) {
+  if (num_tokens < std::numeric_limits<std::int32_t>::max()) return;
+  throw std::invalid_argument("one call takes fewer than 2**31 - 1 tokens, got " +
+                              std::to_string(num_tokens));
+}
 
 Samples view_images(const Array<std::int32_t>& image_slots, const Array<std::int64_t>& offsets) {
-  if (image_slots.ndim() != 1 || offsets.ndim() != 1 || offsets.size() < 1) {
-    throw std::invalid_argument("image_slots and offsets must be 1-D, and offsets not empty");
-  }
-  const Samples samples{nullptr, image_slots.data(), offsets.data(), image_slots.size(),
-                        offsets.size() - 1};
-  if (samples.num_tokens >= std::numeric_limits<std::int32_t>::max()) {
-    throw std::invalid_argument("one call takes fewer than 2**31 - 1 tokens, got " +
-                                std::to_string(samples.num_tokens));
-  }
-  check_offsets(samples);
-  return samples;
+  if (image_slots.ndim() != 1) throw std::invalid_argument("image_slots must be 1-D");
+  check_num_tokens(image_slots.size());
+  check_offsets(offsets, image_slots.size());
+  return {nullptr, image_slots.data(), offsets.data(), image_slots.size(), offsets.size() - 1};
 }
 
 Samples view_samples(const Array<std::int64_t>& ids, const Array<std::int32_t>& image_slots,

@@ -17,6 +17,12 @@ struct Samples {
   std::int64_t length(std::int64_t sample) const { return offsets[sample + 1] - offsets[sample]; }
 };
 
+// Rows and positions are int32: throws std::invalid_argument where that is too small.
+void check_num_tokens(std::int64_t num_tokens);
+
+// Throws std::invalid_argument unless offsets (S + 1,) are a partition of the tokens.
+void check_offsets(const Array<std::int64_t>& offsets, std::int64_t num_tokens);
+
 // Both throw std::invalid_argument where sizes disagree or offsets are no partition of the tokens.
 Samples view_samples(const Array<std::int64_t>& ids, const Array<std::int32_t>& image_slots,
                      const Array<std::int64_t>& offsets);

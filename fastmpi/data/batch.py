@@ -19,8 +19,9 @@ from torch import Tensor
 from fastmpi.data.images import Image
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.ops.bins import plan_microbatches
-from fastmpi.ops.forest import build_forest
-from fastmpi.ops.positions import linear_positions, mrope_positions
+from fastmpi.ops.forest import ForestLayout, build_forest
+from fastmpi.ops.positions import linear_forest_positions, mrope_forest_positions
+from fastmpi.ops.tokens import assign_image_slots, feature_rows
 
 
 class TokenRule(Protocol):
@@ -105,27 +106,20 @@ class ForestBatch:
         """Merges `samples`; `share=False` packs them side by side instead."""
         packed = _Packed.of(samples, rule.image_token_id)
         layout = build_forest(packed.ids, packed.slots, packed.offsets, share=share)
-        positions, image_offsets = _positions(packed, rule)
-        flat = layout.flat_index
-        flat_positions = np.zeros((3, len(layout.tokens)), dtype=np.int64)
-        flat_positions[:, flat] = positions
-        feature_rows = np.zeros(len(layout.tokens), dtype=np.int64)
-        feature_rows[flat] = image_offsets
-        image_rows = np.flatnonzero(layout.image_slots >= 0)
-        starts = np.cumsum([0, *(image.num_tokens for image in packed.images)])
-        feature_rows = feature_rows[image_rows] + starts[layout.image_slots[image_rows]]
+        positions, within = _positions(layout, packed, rule)
+        rows, features = feature_rows(layout.image_slots, within, packed.tokens_per_image)
         names = np.arange(len(samples)) if sample_ids is None else np.asarray(sample_ids)
         return cls(
             tokens=torch.from_numpy(layout.tokens),
             subtree_end=torch.from_numpy(layout.subtree_end),
             parent=torch.from_numpy(layout.parent.astype(np.int64)),
-            position_ids=torch.from_numpy(flat_positions),
-            image_rows=torch.from_numpy(image_rows.astype(np.int64)),
-            feature_rows=torch.from_numpy(feature_rows.astype(np.int64)),
+            position_ids=torch.from_numpy(positions.astype(np.int64)),
+            image_rows=torch.from_numpy(rows),
+            feature_rows=torch.from_numpy(features),
             images=packed.images,
             ids=torch.from_numpy(packed.ids),
             weights=torch.from_numpy(packed.weights),
-            flat_index=torch.from_numpy(flat.astype(np.int64)),
+            flat_index=torch.from_numpy(layout.flat_index.astype(np.int64)),
             offsets=torch.from_numpy(packed.offsets),
             sample_ids=torch.from_numpy(names.astype(np.int64)),
         )
@@ -187,48 +181,49 @@ class _Packed:
 
     ids: np.ndarray
     weights: np.ndarray
-    slots: np.ndarray
+    slots: np.ndarray  # which distinct picture each token shows, -1 for text
     offsets: np.ndarray
     images: tuple[Image, ...]
+    tokens_per_image: np.ndarray
 
     @classmethod
     def of(cls, samples: Sequence[Sample], image_token_id: int) -> _Packed:
-        distinct: dict[str, int] = {}
-        images: list[Image] = []
-        slots: list[np.ndarray] = []
-        for sample in samples:
-            for image in sample.images:
-                if distinct.setdefault(image.key, len(images)) == len(images):
-                    images.append(image)
-            slots.append(_slots(sample, distinct, image_token_id))
-        lengths = [len(sample.ids) for sample in samples]
+        images = {image.key: image for sample in samples for image in sample.images}
+        slot = {key: number for number, key in enumerate(images)}
+        shown = [slot[image.key] for sample in samples for image in sample.images]
+        tokens_per_image = np.array([image.num_tokens for image in images.values()], np.int32)
+        ids = _concat([sample.ids for sample in samples], np.int64)
+        offsets = _offsets([len(sample.ids) for sample in samples])
         return cls(
-            ids=_concat([sample.ids for sample in samples], np.int64),
+            ids=ids,
             weights=_concat([sample.weights for sample in samples], np.float32),
-            slots=_concat(slots, np.int32),
-            offsets=np.cumsum([0, *lengths]).astype(np.int64),
-            images=tuple(images),
+            slots=assign_image_slots(
+                ids,
+                offsets,
+                image_token_id,
+                np.array(shown, np.int32),
+                _offsets([len(sample.images) for sample in samples]),
+                tokens_per_image,
+            ),
+            offsets=offsets,
+            images=tuple(images.values()),
+            tokens_per_image=tokens_per_image,
         )
 
 
-def _slots(sample: Sample, distinct: dict[str, int], image_token_id: int) -> np.ndarray:
-    """(L,) int32: which distinct picture each token shows, -1 for text."""
-    slots = np.full(len(sample.ids), -1, dtype=np.int32)
-    order = [np.full(image.num_tokens, distinct[image.key], np.int32) for image in sample.images]
-    shown = _concat(order, np.int32)
-    where = np.flatnonzero(sample.ids == image_token_id)
-    if len(where) != len(shown):
-        raise ValueError(f"{len(where)} placeholder tokens for images of {len(shown)}")
-    slots[where] = shown
-    return slots
-
-
-def _positions(packed: _Packed, rule: TokenRule) -> tuple[np.ndarray, np.ndarray]:
+def _positions(
+    layout: ForestLayout, packed: _Packed, rule: TokenRule
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the merged tokens: positions (3, T), and indices inside their pictures (T,)."""
+    rows = layout.image_slots, layout.parent
     if rule.rope == "mrope":
         grids = np.array([image.grid for image in packed.images], np.int32).reshape(-1, 3)
-        return mrope_positions(packed.slots, packed.offsets, grids, rule.merge_size)
-    counts = np.array([image.num_tokens for image in packed.images], np.int32)
-    return linear_positions(packed.slots, packed.offsets, counts)
+        return mrope_forest_positions(*rows, grids, rule.merge_size)
+    return linear_forest_positions(*rows, packed.tokens_per_image)
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.cumsum([0, *lengths]).astype(np.int64)
 
 
 def _concat(parts: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from fastmpi import _C
 from fastmpi.ops.arguments import integer_array
 
-__all__ = ["linear_positions", "mrope_positions"]
+__all__ = [
+    "linear_forest_positions",
+    "linear_positions",
+    "mrope_batch_positions",
+    "mrope_forest_positions",
+    "mrope_positions",
+]
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -48,5 +54,52 @@ def linear_positions(
     return _C.linear_positions(
         integer_array("image_slots", image_slots, np.int32),
         integer_array("offsets", offsets, np.int64),
+        integer_array("tokens_per_image", tokens_per_image, np.int32),
+    )
+
+
+def mrope_batch_positions(
+    image_slots: Int32,  # (B, L), padded on the right with anything
+    lengths: Int64,  # (B,) tokens of each sample
+    grids: Int32,  # (I, 3)
+    merge_size: int,
+) -> tuple[Int32, Int32]:
+    """`mrope_positions` of padded samples: (3, B, L) and (B, L), 0 in the padding."""
+    return _C.mrope_batch_positions(
+        integer_array("image_slots", image_slots, np.int32, ndim=2),
+        integer_array("lengths", lengths, np.int64),
+        integer_array("grids", grids, np.int32, ndim=2),
+        merge_size,
+    )
+
+
+def mrope_forest_positions(
+    image_slots: Int32,  # (T,) of the rows of a forest
+    parent: Int32,  # (T,) row of the token before it on its path, -1 at a root
+    grids: Int32,  # (I, 3)
+    merge_size: int,
+) -> tuple[Int32, Int32]:
+    """`mrope_positions` of the rows of a `ForestLayout`: (3, T) and (T,).
+
+    Every row has the position of its token in every sample that passes through it. A `ValueError`
+    names the row where a path shows no whole image.
+    """
+    return _C.mrope_forest_positions(
+        integer_array("image_slots", image_slots, np.int32),
+        integer_array("parent", parent, np.int32),
+        integer_array("grids", grids, np.int32, ndim=2),
+        merge_size,
+    )
+
+
+def linear_forest_positions(
+    image_slots: Int32,  # (T,)
+    parent: Int32,  # (T,)
+    tokens_per_image: Int32,  # (I,)
+) -> tuple[Int32, Int32]:
+    """`linear_positions` of the rows of a `ForestLayout`: (3, T) and (T,)."""
+    return _C.linear_forest_positions(
+        integer_array("image_slots", image_slots, np.int32),
+        integer_array("parent", parent, np.int32),
         integer_array("tokens_per_image", tokens_per_image, np.int32),
     )

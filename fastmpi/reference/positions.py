@@ -5,7 +5,7 @@ Merging prefixes moves no token: a branch goes on where its own sample stands. S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,60 @@ def linear_positions(
         for i, slot in _walk(sample, image_slots, offsets, tokens_per_image):
             if slot >= 0:
                 within[i : i + tokens_per_image[slot]] = np.arange(tokens_per_image[slot])
+    return positions, within
+
+
+def mrope_batch_positions(
+    image_slots: Int32,  # (B, L), padded on the right with anything
+    lengths: Int64,  # (B,)
+    grids: Int32,  # (I, 3)
+    merge_size: int,
+) -> tuple[Int32, Int32]:
+    """`mrope_positions` of padded samples: (3, B, L) and (B, L), 0 in the padding."""
+    positions = np.zeros((3, *image_slots.shape), np.int32)
+    within = np.zeros(image_slots.shape, np.int32)
+    inside = np.arange(image_slots.shape[1]) < lengths[:, None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    found = mrope_positions(image_slots[inside], offsets, grids, merge_size)
+    positions[:, inside], within[inside] = found
+    return positions, within
+
+
+def mrope_forest_positions(
+    image_slots: Int32,  # (T,)
+    parent: Int32,  # (T,) row of the token before it on its path, -1 at a root
+    grids: Int32,  # (I, 3)
+    merge_size: int,
+) -> tuple[Int32, Int32]:
+    """`mrope_positions` of every path of a forest, each row where any path has it."""
+    return _each_path(
+        image_slots, parent, lambda slots, ends: mrope_positions(slots, ends, grids, merge_size)
+    )
+
+
+def linear_forest_positions(
+    image_slots: Int32,  # (T,)
+    parent: Int32,  # (T,)
+    tokens_per_image: Int32,  # (I,)
+) -> tuple[Int32, Int32]:
+    """`linear_positions` of every path of a forest, each row where any path has it."""
+    return _each_path(
+        image_slots, parent, lambda slots, ends: linear_positions(slots, ends, tokens_per_image)
+    )
+
+
+def _each_path(
+    image_slots: Int32, parent: Int32, positions_of: Callable[[Int32, Int64], tuple[Int32, Int32]]
+) -> tuple[Int32, Int32]:
+    positions = np.zeros((3, len(parent)), np.int32)
+    within = np.zeros(len(parent), np.int32)
+    for leaf in sorted(set(range(len(parent))) - set(parent.tolist())):
+        path, row = [], leaf
+        while row >= 0:
+            path.append(row)
+            row = int(parent[row])
+        rows = np.array(path[::-1])
+        positions[:, rows], within[rows] = positions_of(image_slots[rows], np.array([0, len(rows)]))
     return positions, within
 
 

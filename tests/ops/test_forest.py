@@ -138,7 +138,7 @@ def test_many_siblings() -> None:
         ({"offsets": [1, 3]}, r"start at 0.*offsets\[0\] = 1"),
         ({"offsets": [0, 3, 2, 3]}, r"never fall.*offsets\[2\] = 2"),
         ({"offsets": [0, 2**62, 3]}, r"offsets\[2\] = 3"),
-        ({"offsets": []}, "offsets not empty"),
+        ({"offsets": []}, "offsets must be 1-D and not empty"),
         ({"ids": [1, 2]}, "ids must be 1-D and as long as image_slots"),
         ({"ids": [1.0, 2.0, 3.0]}, "ids must hold integers, got float64"),
         ({"ids": [[1, 2, 3]]}, r"ids must be 1-D, got shape \(1, 3\)"),

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmpi.ops.positions import linear_positions, mrope_positions
+from fastmpi.ops.forest import build_forest
+from fastmpi.ops.positions import (
+    linear_forest_positions,
+    linear_positions,
+    mrope_batch_positions,
+    mrope_forest_positions,
+    mrope_positions,
+)
 from fastmpi.reference import positions as reference
 
 MERGE = 2
@@ -41,6 +48,44 @@ def test_linear_equals_reference(samples: list[list[int]]) -> None:
     for a, b in zip(ours, twin, strict=True):
         assert a.dtype == b.dtype == np.int32
         np.testing.assert_array_equal(a, b)
+
+
+def padded(samples: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The same samples as rows of one width, with slots that show nothing behind them."""
+    image_slots, offsets = flatten(samples)
+    lengths = np.diff(offsets)
+    rows = np.full((len(samples), int(lengths.max(initial=0)) + 1), 99, np.int32)
+    for row, start, length in zip(rows, offsets, lengths, strict=False):
+        row[:length] = image_slots[start : start + length]
+    return rows, lengths
+
+
+@given(SAMPLES)
+def test_padded_samples_have_the_positions_of_concatenated_ones(samples: list[list[int]]) -> None:
+    ours = mrope_batch_positions(*padded(samples), GRIDS, MERGE)
+    twin = reference.mrope_batch_positions(*padded(samples), GRIDS, MERGE)
+    for a, b in zip(ours, twin, strict=True):
+        assert a.dtype == b.dtype == np.int32
+        np.testing.assert_array_equal(a, b)
+
+
+@given(SAMPLES)
+def test_rows_of_a_forest_have_the_positions_of_their_samples(samples: list[list[int]]) -> None:
+    image_slots, offsets = flatten(samples)
+    ids = np.arange(len(image_slots)) % 2  # paths may part inside an image too
+    forest = build_forest(ids, image_slots, offsets)
+    rows = forest.image_slots, forest.parent
+    mrope = mrope_forest_positions(*rows, GRIDS, MERGE)
+    linear = linear_forest_positions(*rows, TOKENS)
+    for found, twin, unshared in [
+        (mrope, reference.mrope_forest_positions(*rows, GRIDS, MERGE),
+         mrope_positions(image_slots, offsets, GRIDS, MERGE)),
+        (linear, reference.linear_forest_positions(*rows, TOKENS),
+         linear_positions(image_slots, offsets, TOKENS)),
+    ]:  # fmt: skip
+        for a, b, alone in zip(found, twin, unshared, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a[..., forest.flat_index], alone)
 
 
 def rope_index_model(family: str):
@@ -132,3 +177,49 @@ def test_bad_tokens_per_image(tokens_per_image: list[int], message: str) -> None
 def test_bad_offsets(offsets: list[int]) -> None:
     with pytest.raises(ValueError, match="offsets must start at 0"):
         mrope_positions(np.full(2, -1), offsets, GRIDS, MERGE)
+
+
+def test_a_path_that_shows_no_whole_image_names_its_row() -> None:
+    forest = np.array([-1, 0, 0], np.int32), np.array([-1, 0, 1], np.int32)  # 2 of 4 placeholders
+    with pytest.raises(ValueError, match="row 2: image 0 takes 4 placeholders, which do not"):
+        mrope_forest_positions(*forest, GRIDS, MERGE)
+    with pytest.raises(ValueError, match="row 1: image slot 0, but there are 0 images"):
+        linear_forest_positions(*forest, np.zeros(0, np.int32))
+
+
+@pytest.mark.parametrize("parent", [[0, 0], [-1, 1], [-1, -2], [-(2**31), 0], [-1, 2**31 - 1]])
+def test_parents_stand_before_their_children(parent: list[int]) -> None:
+    with pytest.raises(ValueError, match="is no row before it"):
+        mrope_forest_positions([-1, -1], parent, GRIDS, MERGE)
+
+
+@pytest.mark.parametrize(
+    ("image_slots", "lengths", "message"),
+    [
+        ([[-1, -1]], [3], r"lengths\[0\] = 3 is not in \[0, 2\]"),
+        ([[-1, -1]], [-1], r"lengths\[0\] = -1"),
+        ([[-1, -1]], [1, 1], r"shape \(B, L\)"),
+        ([-1, -1], [2], "image_slots must be 2-D"),
+        ([[-1, 0]], [2], "sample 0: image 0 takes 4 placeholders, but its run has 1"),
+    ],
+)
+def test_bad_batches(image_slots: list, lengths: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mrope_batch_positions(image_slots, lengths, GRIDS, MERGE)
+
+
+def test_sizes_that_no_forest_has() -> None:
+    """No samples, empty samples, a million rows, and a grid whose area overflows int32."""
+    none = np.zeros(0, np.int32)
+    assert mrope_positions(none, [0], GRIDS, MERGE)[0].shape == (3, 0)
+    assert mrope_batch_positions(np.zeros((0, 5)).astype(int), none, GRIDS, MERGE)[1].shape == (
+        0,
+        5,
+    )
+    assert mrope_forest_positions(none, none, GRIDS, MERGE)[0].shape == (3, 0)
+    million = np.full(1_000_000, -1, np.int32)
+    assert not mrope_positions(million, np.arange(1_000_001), GRIDS, MERGE)[0].any()
+    assert not mrope_forest_positions(million, million, GRIDS, MERGE)[0].any()
+    vast = [[1, 2**31 - 2, 2**31 - 2]]
+    with pytest.raises(ValueError, match="image 0 takes 1152921502459363329 placeholders"):
+        mrope_positions([0, 0], [0, 2], vast, 2)
