@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmpi.ops import attention_flash, attention_flex, attention_sdpa
+from fastmpi.ops import attention_flash, attention_flex, attention_sdpa, attention_triton
 from fastmpi.reference.forest_attention import forest_attention as reference_forest_attention
 
 _MODULES: dict[str, ModuleType] = {
+    "triton": attention_triton,
     "sdpa": attention_sdpa,
     "flex": attention_flex,
     "flash": attention_flash,
@@ -45,17 +46,19 @@ def forest_attention(
     scale: float | None = None,
     backend: str | None = None,
     plan: ForestPlan | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """`softmax(scale * q @ k.T + log(mask)) @ v` for each head, `mask[q, k] = k <= q < end[k]`.
 
     Without the (T, T) matrix, forward and backward. Query head h reads key and value head
     `h // (Hq // Hkv)`. Returns (T, Hq, D) in q's dtype; `scale` is `D ** -0.5` unless given.
 
-    backend: "sdpa" (any device), "flex" (CUDA), "flash" (16 bits on CUDA, or the CPU),
-    "reference", or None for flex on CUDA where it can take the inputs and sdpa elsewhere. plan:
-    of `plan_forest` for this forest and backend; made here if None. `ValueError` for shapes,
-    dtypes or devices that do not fit and for a backend that is unknown or cannot run here, with
-    the reason.
+    backend: "triton" or "flex" (CUDA), "flash" (16 bits on CUDA, or the CPU), "sdpa" (any device),
+    "reference", or None for triton on CUDA where it can take the inputs and sdpa elsewhere. plan:
+    of `plan_forest` for this forest and backend; made here if None. deterministic: gradients repeat
+    bit for bit (triton only; by default as `torch.use_deterministic_algorithms` says).
+    `ValueError` for shapes, dtypes or devices that do not fit and for a backend that is unknown or
+    cannot run here, with the reason.
     """
     _check_inputs(q, k, v, subtree_end)
     if plan is None:
@@ -63,15 +66,25 @@ def forest_attention(
     elif plan.subtree_end is not subtree_end or backend not in (None, plan.backend):
         raise ValueError("the plan was made for another forest or another backend")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if deterministic and plan.backend != "triton":
+        raise ValueError(
+            f"backend {plan.backend!r} does not take deterministic: use "
+            "torch.use_deterministic_algorithms"
+        )
     if plan.backend == "reference":
         return reference_forest_attention(q, k, v, subtree_end, scale=scale)
     _check_backend(plan.backend, q)
+    if plan.backend == "triton":
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        return attention_triton.attend(q, k, v, plan.prepared, scale, deterministic)
     return _MODULES[plan.backend].attend(q, k, v, plan.prepared, scale)
 
 
 def default_backend(q: Tensor) -> str:
-    """The backend that serves q: "flex" on CUDA where it can take it, "sdpa" elsewhere."""
-    return "sdpa" if attention_flex.refusal(q.device, q.dtype, q.shape[-1]) else "flex"
+    """The backend that serves q: "triton" on CUDA where it can take it, "sdpa" elsewhere."""
+    refused = attention_triton.refusal(q.device, q.dtype, q.shape[-1])
+    return "sdpa" if refused or q.device.type != "cuda" else "triton"
 
 
 def plan_forest(subtree_end: Tensor, backend: str) -> ForestPlan:

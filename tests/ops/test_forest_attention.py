@@ -199,7 +199,7 @@ def test_refusals():
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             forest_attention(*arguments)
-    with pytest.raises(ValueError, match="unknown attention backend 'fast'; known: sdpa, flex"):
+    with pytest.raises(ValueError, match="unknown attention backend 'fast'; known: triton, sdpa"):
         forest_attention(q, k, v, end, backend="fast")
     with pytest.raises(ValueError, match="'flex' needs a CUDA device, not 'cpu'"):
         forest_attention(q, k, v, end, backend="flex")
