@@ -6,7 +6,7 @@ states, and by the head where it is trained. The curve of `chunk_rows` trades me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
@@ -27,12 +27,16 @@ from fastmpi.benchmarks.peers_head import LogProb
 from fastmpi.ops.policy_head import policy_head
 
 CHUNK_ROWS = (256, 512, 1024, 2048, 4096)
+FEW_ROWS = (32, 64, 128, 256)
 
 
 def cases(device: torch.device, small: bool) -> list[Case]:
     """Frozen and trained heads, and the curve at the largest frozen one."""
     shapes = head_shapes(small)
-    return [_case(shape, device) for shape in shapes]
+    largest = max((s for s in shapes if not s.trained), key=lambda s: s.counts(2)["flops"])
+    return [_case(shape, device) for shape in shapes] + [
+        _curve(largest, device, FEW_ROWS if small else CHUNK_ROWS)
+    ]
 
 
 def _case(shape: HeadShape, device: torch.device) -> Case:
@@ -55,13 +59,13 @@ def _case(shape: HeadShape, device: torch.device) -> Case:
     )
 
 
-def _curve(shape: HeadShape, device: torch.device) -> Case:
+def _curve(shape: HeadShape, device: torch.device, chunks: Sequence[int]) -> Case:
     inputs = cache(partial(make_inputs, shape, device))
     arms: dict[str, Callable[[], Run]] = {"fastmpi": lambda: ours(inputs())}
-    for rows in CHUNK_ROWS:
+    for rows in chunks:
         arms[f"fastmpi chunk={rows}"] = lambda rows=rows: ours(inputs(), chunk_rows=rows)
     return Case(
-        name=f"{shape.head_name}, by rows of a chunk",
+        name=f"frozen by rows of a chunk {shape.name}",
         arms=arms,
         exact=lambda: exact_loss(inputs(), shape.trained),
         error=mean_absolute_error("logprob"),

@@ -44,7 +44,7 @@ def test_inputs_are_worth_measuring():
     assert (ratio < 0.8).any() and (ratio > 1.2).any() and ((ratio - 1).abs() < 0.2).sum() > 256
 
 
-@pytest.mark.parametrize("bench", ["policy_head"])
+@pytest.mark.parametrize("bench", ["policy_head", "token_logprob"])
 def test_every_arm_that_runs_agrees_with_the_exact_outputs(bench):
     cases = importlib.import_module(f"fastmpi.benchmarks.bench_{bench}").cases(CPU, True)
     for case in (case for case in cases if "fp32" in case.name):
