@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmpi.ops.backend import KERNEL_DTYPES
-from fastmpi.ops.tensor_checks import check_shape, check_values
+from fastmpi.ops.tensor_checks import check_device, check_shape, check_values
 
 
 def check_head_arguments(
@@ -27,6 +27,7 @@ def check_head_arguments(
     check_shape("head", head, (None, hidden.shape[1]))
     check_shape("rows", rows, (None,))
     check_shape("targets", targets, (len(rows),))
+    check_device(hidden.device, head=head, rows=rows, targets=targets)
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if softcap is not None and not softcap > 0:

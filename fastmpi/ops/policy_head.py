@@ -24,31 +24,28 @@ from fastmpi.ops.head_arguments import (
     scale_gradients,
     waiting_gradients,
 )
-from fastmpi.ops.tensor_checks import check_shape, check_values
+from fastmpi.ops.policy_loss import (
+    check_advantages,
+    check_clipping,
+    check_level,
+    policy_loss,
+)
+from fastmpi.ops.tensor_checks import check_device, check_shape, check_values
 from fastmpi.ops.token_logprob import token_logprob
+from fastmpi.reference import policy_head as reference
 from fastmpi.reference.policy_head import PolicyHeadOutput
-from fastmpi.reference.policy_loss import policy_loss
 
 __all__ = ["PolicyHeadOutput", "policy_head"]
 
-LEVELS = ("token", "sequence")
-
-
-def _check_clipping(epsilon: float, epsilon_high: float, delta: float | None) -> None:
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon must lie in [0, 1], got {epsilon}")
-    if epsilon_high < 0:
-        raise ValueError(f"epsilon_high must not be negative, got {epsilon_high}")
-    if delta is not None and delta <= 1 + epsilon_high:
-        raise ValueError(f"delta must be above 1 + epsilon_high = {1 + epsilon_high}, got {delta}")
-
 
 def _check_columns(
-    count: int, sequences: Tensor, weights: Tensor, old: Tensor | None, ref: Tensor | None
-) -> None:
+    count: int, device: torch.device, sequences: Tensor, weights: Tensor, old: Tensor | None,
+    ref: Tensor | None,
+) -> None:  # fmt: skip
     columns = {
         "sequences": sequences, "weights": weights, "old_logprob": old, "ref_logprob": ref,
     }  # fmt: skip
+    check_device(device, **columns)
     for name, values in columns.items():
         if values is not None:
             check_shape(name, values, (count,))
@@ -72,13 +69,10 @@ def _advantages(
     advantages: Tensor | None, rewards: Tensor | None, groups: Tensor | None, arms: Tensor | None,
     scale: str, pool: str, eps: float,
 ) -> Tensor:  # fmt: skip
-    if (advantages is None) == (rewards is None):
-        raise ValueError("give either advantages or rewards with groups")
+    check_advantages(advantages, rewards, groups, arms, scale, pool, eps)
     if advantages is not None:
-        check_shape("advantages", advantages, (None,))
         return advantages.detach()
-    if groups is None:
-        raise ValueError("rewards need groups")
+    assert rewards is not None and groups is not None
     return group_advantage(rewards, groups, arms, scale=scale, pool=pool, eps=eps).advantages
 
 
@@ -126,14 +120,9 @@ def policy_head(
     """
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     check_head_arguments(hidden, head, rows, targets, temperature, softcap, chunk_rows, dtype)
-    _check_clipping(epsilon, epsilon_high, delta)
-    if importance_sampling_level not in LEVELS:
-        raise ValueError(
-            f"importance_sampling_level must be one of {LEVELS}, got {importance_sampling_level!r}"
-        )
-    if beta != 0 and ref_logprob is None:
-        raise ValueError(f"beta = {beta} needs ref_logprob")
-    _check_columns(len(rows), sequences, weights, old_logprob, ref_logprob)
+    check_clipping(epsilon, epsilon_high, delta)
+    check_level(importance_sampling_level, beta, ref_logprob)
+    _check_columns(len(rows), hidden.device, sequences, weights, old_logprob, ref_logprob)
     advantages = _advantages(advantages, rewards, groups, arms, scale, pool, eps)
     clip: dict[str, Any] = {
         "epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta, "beta": beta,
@@ -141,6 +130,7 @@ def policy_head(
     product: dict[str, Any] = {
         "temperature": temperature, "softcap": softcap, "chunk_rows": chunk_rows, "dtype": dtype,
     }  # fmt: skip
+    check_device(hidden.device, advantages=advantages)
     chosen = choose_backend(backend, hidden)
     if chosen == "triton" and importance_sampling_level == "token":
         found = _policy_head(
@@ -152,11 +142,18 @@ def policy_head(
     _check_values(
         hidden, head, rows, targets, sequences, weights, advantages, old_logprob, ref_logprob
     )
+    columns: dict[str, Any] = {
+        "weights": weights.detach(), "advantages": advantages, "old_logprob": old_logprob,
+        "ref_logprob": ref_logprob, "importance_sampling_level": importance_sampling_level,
+    }  # fmt: skip
+    if chosen == "reference":
+        return reference.policy_head(
+            hidden, head, rows, targets, sequences, **columns, **clip, **product
+        )
     logprob, entropy = token_logprob(hidden, head, rows, targets, backend=chosen, **product)
     loss, *measures = policy_loss(
-        logprob, sequences, weights.detach(), advantages, old_logprob=old_logprob,
-        ref_logprob=ref_logprob, importance_sampling_level=importance_sampling_level, **clip,
-    )  # fmt: skip
+        logprob, sequences, **columns, **clip, backend=chosen, validate=False
+    )
     return PolicyHeadOutput(loss, logprob.detach(), entropy.detach(), *measures)
 
 

@@ -17,6 +17,13 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> Non
         raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
 
 
+def check_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """All tensors that are given are on ``device``."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
 def check_index(name: str, index: Tensor, size: int) -> None:
     """``index`` holds int32 or int64 values in [0, size)."""
     if index.dtype not in (torch.int32, torch.int64):

@@ -23,7 +23,7 @@ from fastmpi.ops.head_arguments import (
     scale_gradients,
     waiting_gradients,
 )
-from fastmpi.ops.tensor_checks import check_shape
+from fastmpi.ops.tensor_checks import check_device, check_shape
 from fastmpi.reference import token_logprob as reference
 from fastmpi.reference.token_logprob import TokenLoss
 
@@ -85,6 +85,7 @@ def token_loss(
     """
     check_head_arguments(hidden, head, rows, targets, temperature, softcap, chunk_rows, dtype)
     check_shape("weights", weights, (len(rows),))
+    check_device(hidden.device, weights=weights)
     if choose_backend(backend, hidden) == "triton":
         loss, logprob, entropy, _, _ = _token_loss(
             hidden, head, rows, targets, weights.detach(), temperature, softcap, chunk_rows, dtype,

@@ -13,7 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def _scores(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Three scores on two rows."""
-    hidden, head = torch.ones(4, 16, dtype=dtype), torch.ones(152, 16, dtype=dtype)
+    hidden, head = torch.ones(4, 16, dtype=dtype), torch.ones(160, 16, dtype=dtype)
     return hidden, head, torch.tensor([0, 0, 2]), torch.tensor([1, 5, 7])
 
 
