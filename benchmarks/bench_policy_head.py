@@ -23,6 +23,7 @@ from fastmpi.benchmarks.head_inputs import (
     make_inputs,
 )
 from fastmpi.benchmarks.head_shapes import head_shapes
+from fastmpi.benchmarks.peers import compiled
 from fastmpi.benchmarks.peers_head import LogProb
 from fastmpi.ops.policy_head import policy_head
 
@@ -117,7 +118,7 @@ def _compiled(inputs: HeadInputs) -> Run:
     """`eager` and the loss as one compiled function."""
     logprob_of = peers_head.eager(inputs)
 
-    @torch.compile(dynamic=False)
+    @compiled
     def forward(hidden: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         logprob = logprob_of(hidden, head)
         return clipped_loss(logprob, inputs), logprob

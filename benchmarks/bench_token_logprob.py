@@ -16,12 +16,13 @@ from fastmpi.benchmarks import peers_head
 from fastmpi.benchmarks.harness import Case, Outputs, Run, mean_absolute_error
 from fastmpi.benchmarks.head_inputs import HeadInputs, HeadShape, exact_outputs, make_inputs
 from fastmpi.benchmarks.head_shapes import head_shapes
+from fastmpi.benchmarks.peers import compiled
 from fastmpi.benchmarks.peers_head import LogProb
 from fastmpi.ops.token_logprob import token_logprob, token_loss
 
 SCORING: dict[str, Callable[[HeadInputs], LogProb]] = {
     "eager": peers_head.eager,
-    "compile": lambda inputs: torch.compile(peers_head.eager(inputs), dynamic=False),
+    "compile": lambda inputs: compiled(peers_head.eager(inputs)),
     "trl": peers_head.trl,
     "liger": peers_head.liger,
     "liger_triton": peers_head.liger_triton,
@@ -115,7 +116,7 @@ def _supervised(inputs: HeadInputs, logprob_of: LogProb) -> Run:
 def _compiled(inputs: HeadInputs) -> Run:
     """`eager` and the loss as one compiled function."""
     logprob_of = peers_head.eager(inputs)
-    loss_of = torch.compile(lambda hidden, head: -logprob_of(hidden, head).mean(), dynamic=False)
+    loss_of = compiled(lambda hidden, head: -logprob_of(hidden, head).mean())
     return lambda: inputs.gradients(loss_of(inputs.hidden, inputs.head))
 
 

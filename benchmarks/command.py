@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fastmpi.bench import BenchInputs, check_case
 from fastmpi.benchmarks.harness import OUT_OF_MEMORY, Case, run_case
-from fastmpi.benchmarks.record import add_case, new_record, write_json
+from fastmpi.benchmarks.record import add_case, kept_cases, new_record, write_json
 from fastmpi.benchmarks.timing import measure_limits
 
 RUNS = {"cuda": 30, "cpu": 10}
@@ -27,6 +27,8 @@ def run_bench(inputs: BenchInputs) -> dict[str, Any]:
     cases = chosen_cases(inputs, device)
     runs = inputs.runs or RUNS[device.type]
     record = new_record(inputs.name, device, runs)
+    if inputs.json is not None and inputs.case is not None:
+        record["cases"] = kept_cases(Path(inputs.json), record)
     record["limits"] = measure_limits(device)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"{inputs.name} on {record['device']}, commit {record['commit']}")

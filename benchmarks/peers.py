@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -26,6 +28,12 @@ def load_cuda(module: str, device: torch.device) -> ModuleType:
     found = load(module)
     need_cuda(device)
     return found
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled for the shapes of its case, however many cases came before."""
+    torch._dynamo.config.recompile_limit = 256  # beyond it, Dynamo would run it eagerly
+    return torch.compile(function, dynamic=False)
 
 
 def need_cuda(device: torch.device) -> None:

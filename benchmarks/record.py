@@ -16,6 +16,7 @@ PACKAGES = (
     "torch", "triton", "transformers", "numpy", "trl", "liger-kernel", "cut-cross-entropy",
     "prefix-grouper", "flash-attn", "flash-attn-4",
 )  # fmt: skip
+SAME = ("bench", "device", "commit", "versions", "runs")  # of the parts of one file
 GPU_FIELDS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
 
 
@@ -34,9 +35,27 @@ def new_record(bench: str, device: torch.device, runs: int) -> dict[str, Any]:
     }
 
 
+def kept_cases(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases that a file of an earlier run has, so that a bench can be measured in parts.
+
+    `ValueError` unless it says the same of bench, device, commit, versions and runs.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in SAME if found[key] != record[key]]
+        cases: list[dict[str, Any]] = found["cases"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no file of results; name another") from None
+    if differing:
+        raise ValueError(f"{path} was measured with another {differing[0]}; name another file")
+    return cases
+
+
 def add_case(record: dict[str, Any], case: dict[str, Any]) -> None:
-    """One more case; `missing` keeps the arms that ran in no case."""
-    record["cases"].append(case)
+    """One more case, in place of an older one of its name; `missing` is what ran in no case."""
+    record["cases"] = [done for done in record["cases"] if done["case"] != case["case"]] + [case]
     ran = {arm for done in record["cases"] for arm in done["arms"]}
     reasons = {arm: why for done in record["cases"] for arm, why in done["missing"].items()}
     record["missing"] = {arm: why for arm, why in reasons.items() if arm not in ran}
@@ -81,6 +100,8 @@ def machine(device: torch.device) -> dict[str, str]:
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = f"--query-gpu={','.join(GPU_FIELDS)}"
     told = _said(["nvidia-smi", f"--id={uuid}", query, "--format=csv,noheader"])
+    if not told:
+        return {}
     return dict(zip(GPU_FIELDS, (value.strip() for value in told.split(",")), strict=False))
 
 

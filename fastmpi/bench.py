@@ -30,7 +30,7 @@ class BenchInputs(Settings):
     """Timed runs of each arm; by default 30 on CUDA, 10 on the CPU."""
 
     case: str | None = None
-    """Only the cases whose name holds this text."""
+    """Only the cases whose name holds this text; those that the file has of the others stay."""
 
     small: bool = False
     """Shapes that end in seconds, on CUDA too; the CPU takes them always."""

@@ -79,6 +79,24 @@ def test_cases_are_chosen_by_part_of_their_name(bench, tmp_path, capsys):
     assert "no case has 'melted' in its name" in said and "frozen T=4; trained T=4" in said
 
 
+def test_a_bench_can_be_measured_in_parts(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "commit", lambda: "abc")  # the checkout may change meanwhile
+    path = tmp_path / "update.json"
+    words = ["bench", "update", "--json", str(path), "--runs", "1", "--case"]
+    for part in ("frozen", "trained", "frozen"):
+        assert main([*words, part]) == 0
+    names = [case["case"] for case in json.loads(path.read_text())["cases"]]
+    assert names == ["trained T=4", "frozen T=4"]
+    capsys.readouterr()
+    assert main([*words, "frozen", "--runs", "2"]) == 2
+    assert (
+        "update.json was measured with another runs; name another file" in capsys.readouterr().err
+    )
+    path.write_text("[]")
+    assert main([*words, "frozen"]) == 2
+    assert "update.json is no file of results" in capsys.readouterr().err
+
+
 def test_shapes_are_small_on_the_cpu(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "update", "--runs", "1"]) == 0
