@@ -8,17 +8,28 @@ show; the sums of all processes together make the step's metrics.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from fastmpi.ops.policy_head import PolicyHeadOutput, policy_head
-from fastmpi.ops.token_logprob import token_logprob
+from fastmpi.ops.token_logprob import token_loss
 
 if TYPE_CHECKING:
     from fastmpi.config import PolicyRolloutConfig
     from fastmpi.data.batch import ForestBatch
+
+
+class HeadOptions(TypedDict):
+    """How the head is applied; the ops take these arguments by name.
+
+    softcap: the model's own, on its logits. dtype: of the product's operands, None for those of
+    the hidden states.
+    """
+
+    softcap: float | None
+    dtype: torch.dtype | None
 
 
 class Sums(dict[str, Tensor]):
@@ -46,7 +57,7 @@ class Objective(Protocol):
     sums: Sums
 
     def __call__(
-        self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
+        self, batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
     ) -> Tensor:
         """The micro-batch's share of the loss, a scalar. hidden (T, H), head (V, H)."""
 
@@ -67,15 +78,14 @@ class NextTokenLoss:
         self.sums = Sums()
 
     def __call__(
-        self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
+        self, batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
     ) -> Tensor:
         scores = batch.scores()
-        logprob, entropy = token_logprob(hidden, head, scores.rows, scores.targets, softcap=softcap)
-        weights = scores.weights.to(logprob.dtype) / self.total_weight
-        loss = -(weights * logprob).sum()
-        self.sums.add("loss", loss)
-        self.sums.add("entropy", weights * entropy)
-        return loss
+        weights = scores.weights.double() / self.total_weight
+        out = token_loss(hidden, head, scores.rows, scores.targets, weights, **options)
+        self.sums.add("loss", out.loss)
+        self.sums.add("entropy", weights * out.entropy)
+        return out.loss
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return dict(sums)
@@ -129,7 +139,7 @@ class PolicyLoss:
         self.sums = Sums()
 
     def __call__(
-        self, batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
+        self, batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
     ) -> Tensor:
         scores = batch.sample_scores()
         sample = batch.sample_ids[scores.samples]  # (M of the batch,)
@@ -152,7 +162,7 @@ class PolicyLoss:
             beta=self.args.beta,
             importance_sampling_level=self.args.importance_sampling_level,
             temperature=self.args.temperature,
-            softcap=softcap,
+            **options,
         )
         self._add_sums(
             out, sample, self.sampled_logprob[column] - (out.logprob if old is None else old)

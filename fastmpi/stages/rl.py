@@ -41,7 +41,7 @@ from fastmpi.rollout.engine import Engine, Response
 from fastmpi.rollout.groups import ARMS
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.stages.loop import Evaluate, Trainer
-from fastmpi.stages.objectives import PolicyLoss
+from fastmpi.stages.objectives import HeadOptions, PolicyLoss
 from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
 from fastmpi.stages.rows import Rows, check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
@@ -281,7 +281,7 @@ class PolicyRolloutTrainer(Trainer):
         found: Tensor | None = None
 
         def score_batch(
-            batch: ForestBatch, hidden: Tensor, head: Tensor, softcap: float | None
+            batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
         ) -> tuple[Tensor, Tensor]:
             scores = batch.sample_scores()
             logprob, _ = token_logprob(
@@ -290,7 +290,7 @@ class PolicyRolloutTrainer(Trainer):
                 scores.rows,
                 scores.targets,
                 temperature=self.args.temperature,
-                softcap=softcap,
+                **options,
             )
             sample = batch.sample_ids[scores.samples]
             return first_column[sample] + scores.index, logprob

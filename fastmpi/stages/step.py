@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmpi.config import TrainingConfig
 from fastmpi.data.batch import ForestBatch, microbatches
 from fastmpi.stages.features import FeatureCache
-from fastmpi.stages.objectives import Objective
+from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
 
 if TYPE_CHECKING:
@@ -133,15 +133,17 @@ class OptimizerStep:
     def forward(
         self, batch: ForestBatch, score: Callable[..., Any], model: Callable[..., Any] | None = None
     ) -> Any:
-        """`score(batch, hidden, head, softcap)` of one micro-batch, on the device. model: the one
+        """`score(batch, hidden, head, options)` of one micro-batch, on the device. model: the one
         that is trained, or another."""
         features = self.features.of(batch.images)
         batch = batch.to(self.accelerator.device)
         device_type = self.accelerator.device.type
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        options = HeadOptions(softcap=self.model.softcap, dtype=dtype)
 
         def head(hidden: Tensor, weight: Tensor) -> Any:
             with torch.autocast(device_type, enabled=False):
-                return score(batch, hidden, weight, self.model.softcap)
+                return score(batch, hidden, weight, options)
 
         with self.precision():
             return (model or self.model)(batch, head, features)
