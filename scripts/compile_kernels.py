@@ -34,7 +34,7 @@ from triton.runtime.jit import JITFunction
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may have
 BEGIN, END = "<!-- kernels -->", "<!-- /kernels -->"  # around the table in the documentation
-KERNEL = re.compile(r"@triton\.jit(?:\([^)]*\))?\ndef (\w+_kernel)\(")
+JITTED = re.compile(r"@triton\.jit(?:\([^)]*\))?\ndef (\w+)\(")
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|IMMA)\b")
 
 
@@ -154,9 +154,10 @@ def cases() -> dict[str, Callable[[], Any]]:
 
 
 def shipped() -> set[str]:
-    """The names of all kernels that can be launched: they end in `_kernel`."""
+    """The names of all kernels: jitted functions that a launcher in their file gives a grid."""
     files = Path(__file__).parents[1].joinpath("kernels").glob("*.py")
-    return {name for file in files for name in KERNEL.findall(file.read_text())}
+    texts = [file.read_text() for file in files]
+    return {name for text in texts for name in JITTED.findall(text) if f"{name}[" in text}
 
 
 def launch_all(only: str = "") -> None:

@@ -50,7 +50,10 @@ def table(gate, tmp_path_factory):
     (scripts / "kernel_cases").mkdir(parents=True)
     (scripts / "kernel_cases" / "cases.py").write_text(KERNELS)
     (folder / "kernels").mkdir()
-    (folder / "kernels" / "more.py").write_text("@triton.jit\ndef forgotten_kernel(x):\n    pass\n")
+    (folder / "kernels" / "more.py").write_text(
+        "@triton.jit\ndef forgotten(x):\n    pass\n\nforgotten[(1,)](x)\n"
+        "@triton.jit\ndef inlined(x):\n    pass\n"
+    )
     copy = scripts / SCRIPT.name
     copy.write_text(SCRIPT.read_text())
     command = [sys.executable, str(copy), "--arch", "90", "--json", str(folder / "table.json")]
@@ -58,7 +61,7 @@ def table(gate, tmp_path_factory):
         command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "forgotten_kernel" in done.stdout
+    assert "launches forgotten" in done.stdout and "inlined" not in done.stdout
     rows = json.loads((folder / "table.json").read_text())
     return {row["case"]: gate["Compiled"](**row) for row in rows}
 
