@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastmpi.kernels.target import architecture
 
-CHUNK_LOGITS = 1 << 27  # 512 MB of float32
-ROW_TILE = 128  # rows of a tile of the products
+CHUNK_LOGITS = 11 << 24  # 704 MB of float32
+TILE = 128  # rows, and columns, of a tile of the products
 ALIGNMENT = 16  # logits; rows then start at a multiple of 16 bytes as 16-bit numbers too
 FLOAT16_TARGET = 8  # the largest float16 gradient stays near 2**8: 2**8 from infinity
 
@@ -58,9 +58,28 @@ def group_scores(rows: Tensor, targets: Tensor, vocabulary: int) -> HeadScores:
     return HeadScores(distinct, offsets, targets[order].int(), order.int())
 
 
-def default_chunk_rows(vocabulary: int) -> int:
-    """Rows whose logits fill the budget, whole tiles of the products."""
-    return max(ROW_TILE, CHUNK_LOGITS // vocabulary // ROW_TILE * ROW_TILE)
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def default_chunk_rows(vocabulary: int, width: int, processors: int, *, trained: bool) -> int:
+    """Rows of a chunk within the budget that keep most multiprocessors busy.
+
+    The product for d hidden has the fewest tiles, rows / 128 x width / 128, each as long as the
+    vocabulary: a last wave of few tiles would leave most of the device idle. A trained head's
+    gradient is read and written once a chunk, so chunks may then be half as large as that gradient.
+    """
+    budget = max(CHUNK_LOGITS, vocabulary * width // 2 if trained else 0)
+    most = max(1, budget // vocabulary // TILE)
+
+    def busy(row_tiles: int) -> float:
+        tiles = row_tiles * -(-width // TILE)
+        return tiles / (-(-tiles // processors) * processors)
+
+    return TILE * max(range(1, most + 1), key=lambda tiles: (busy(tiles), tiles))
 
 
 def gradient_scale(dtype: torch.dtype, bound: Tensor, scores: HeadScores) -> Tensor | None:
@@ -117,7 +136,11 @@ def over_chunks(
     nor `dhead` is there to take it.
     """
     vocabulary, padded = len(head), -(-len(head) // ALIGNMENT) * ALIGNMENT
-    chunk_rows = min(chunk_rows or default_chunk_rows(vocabulary), len(scores.rows))
+    if chunk_rows is None:
+        chunk_rows = default_chunk_rows(
+            *head.shape, processors(hidden.device), trained=dhead is not None
+        )
+    chunk_rows = min(chunk_rows, len(scores.rows))
     buffer = torch.empty(chunk_rows, padded, dtype=torch.float32, device=hidden.device)
     weight = head.to(dtype)
     differentiable = dhidden is not None or dhead is not None

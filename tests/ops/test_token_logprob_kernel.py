@@ -181,38 +181,6 @@ def test_float16_gradients_neither_underflow_nor_overflow(size):
     assert _error(got, wanted) < 3e-3
 
 
-@pytest.mark.parametrize(
-    ("trained", "op", "products"),
-    [
-        ((), "loss", 1),
-        (("hidden",), "loss", 2),
-        (("hidden", "head"), "loss", 3),
-        ((), "logprob", 1),
-        (("hidden",), "logprob", 3),
-        (("hidden", "head"), "logprob", 4),
-    ],
-)
-def test_number_of_products(monkeypatch, trained, op, products):
-    from fastmpi.kernels import head_chunks
-
-    made = []
-    for name in ("product", "add_product"):
-        function = getattr(head_chunks, name)
-        monkeypatch.setattr(
-            head_chunks, name, lambda *args, f=function, **kw: (made.append(f), f(*args, **kw))[1]
-        )
-    hidden, head = _operands()
-    hidden.requires_grad_("hidden" in trained)
-    head.requires_grad_("head" in trained)
-    if op == "loss":
-        value = token_loss(hidden, head, ROWS, TARGETS, _weights(7), backend="triton").loss
-    else:
-        value = token_logprob(hidden, head, ROWS, TARGETS, backend="triton")[0].sum()
-    if trained:
-        value.backward()
-    assert len(made) == products
-
-
 def test_master_weights_get_unrounded_gradients():
     """float32 parameters, bfloat16 products: operands are rounded, what comes back is not."""
     hidden, head = _operands()
