@@ -4,7 +4,8 @@ All arms but `causal` compute the same from the same numbers. `packed` and `pref
 what they must: the first whole samples, prepared before the clock starts, since every other layer
 of a model that packs repeats them too; the second keys and values, inside its time, as it does.
 `causal` is torch's fastest causal attention on one row with as many visible pairs: it shows the
-rate that the device gives to equal work, and has no error, having another answer.
+rate that the device gives to equal work, and has no error, having another answer. `fastmpi` is our
+default backend, other arms our backends by name: the default twice shows what a difference means.
 
 counts, beside FLOPs and bytes: what candidates of `packed` and `causal` took, of which the fastest
 runs; the first call on a forest of a new length, with all that is compiled for it.
@@ -17,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fastmpi.benchmarks.forest_problem import Heads, Judged, Problem, Tree, Turn, worst_error
 from fastmpi.benchmarks.harness import Case, Outputs, Run, Unavailable
+from fastmpi.benchmarks.peers import compiled, load, load_cuda, need_cuda
 from fastmpi.benchmarks.timing import clock_of, spread
 from fastmpi.ops import attention_flex
 from fastmpi.ops.forest_attention import default_backend, forest_attention, plan_forest
@@ -122,27 +123,25 @@ def _backend(problem: Problem, counts: Counts, backend: str) -> Run:
 
 
 def _flex(problem: Problem, counts: Counts, **kernel_options: Any) -> Run:
-    """FlexAttention compiled for these shapes; on the CPU it has no backward, and is not fused."""
+    """FlexAttention compiled for these shapes; on the CPU it is not fused and has no backward."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    on_cpu = problem.device.type == "cpu"
-    if on_cpu and problem.backward:
-        raise Unavailable("needs a CUDA device")
-    torch._dynamo.config.recompile_limit = 256  # every case is a new shape
-    warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-    flex = flex_attention if on_cpu else torch.compile(flex_attention, dynamic=False)
-    if kernel_options:
-        flex = partial(flex, kernel_options=kernel_options)
-    *inputs, grad = problem.tensors
+    if problem.backward:
+        need_cuda(problem.device)
+    if problem.device.type == "cuda":
+        flex = partial(compiled(flex_attention), kernel_options=kernel_options or None)
+    else:
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        flex = flex_attention
+    q, k, v, grad = problem.tensors
     mask = attention_flex.prepare(problem.tree.subtree_end(problem.device))
     attend = partial(attention_flex.attend, mask=mask, scale=problem.scale, flex_attention=flex)
-    return _timed(problem, attend, tuple(inputs), grad)
+    return _timed(problem, attend, (q, k, v), grad)
 
 
 def _fa4(problem: Problem, counts: Counts) -> Run:
     """FlashAttention-4 under the forest's mask, which torch's FlexAttention writes for it."""
-    if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
-        raise Unavailable("not installed")
+    load_cuda("flash_attn.cute", problem.device)
     return _flex(problem, counts, BACKEND="FLASH")
 
 
@@ -211,14 +210,11 @@ def _median_ms(run: Run, device: torch.device, runs: int = 5) -> float:
 def _prefix_grouper(problem: Problem, counts: Counts) -> Run:
     """The package's own two calls, with torch's flash attention: prompt, then branches, whose keys
     and values it repeats the prompt's for."""
-    try:
-        from prefix_grouper import PrefixGrouper
-    except ImportError as error:
-        raise Unavailable("not installed") from error
+    package = load("prefix_grouper")
     tree = problem.tree
     q, k, v, grad = problem.tensors
     lengths = [tree.prompt, *[tree.length] * tree.branches]
-    grouper = PrefixGrouper(group_info=[lengths], device=problem.device)
+    grouper = package.PrefixGrouper(group_info=[lengths], device=problem.device)
     attention = partial(_lower_right_attention, scale=problem.scale)
     inputs = tuple(x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, T, D)
 

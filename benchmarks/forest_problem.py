@@ -134,6 +134,8 @@ class Problem:
             weights = torch.einsum("qhd,khd->hqk", q[rows], k[keys]).mul_(self.scale)
             weights = weights.masked_fill_(keys > rows[:, None], float("-inf")).softmax(-1)
             found["out"][rows] = torch.einsum("hqk,khd->qhd", weights, v[keys])
+            if not self.backward:
+                continue
             slope = torch.einsum("qhd,khd->hqk", grad[rows], v[keys])
             slope -= (weights * slope).sum(-1, keepdim=True)
             slope *= weights * self.scale
