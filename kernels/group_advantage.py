@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_SAMPLES = 8  # of a program
-BLOCK_OTHERS = 256  # compared with them at once
+BLOCK_OTHERS = 128  # compared with them at once
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def pool_statistics(
     total = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.float32)
     count = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.float32)
     differing = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.int32)
-    for start in range(0, num_samples, BLOCK_OTHERS):
+    for start in tl.range(0, num_samples, BLOCK_OTHERS, loop_unroll_factor=4):
         other, member = same_pool(
             groups, arms, start, num_samples, group, arm, valid, BY_ARM, BLOCK_OTHERS
         )
@@ -60,23 +60,28 @@ def pool_statistics(
         count += tl.where(member, 1.0, 0.0)
         differing |= (member & (difference != 0)).to(tl.int32)
     size = tl.maximum(tl.sum(count, 1), 1.0)
-    shift = tl.div_rn(tl.sum(total, 1), size)  # the pool's mean, less the sample's own reward
+    shift = tl.sum(total, 1) / size  # the pool's mean, less the sample's own reward
 
     squares = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.float32)
-    for start in range(0, num_samples, BLOCK_OTHERS):
+    for start in tl.range(0, num_samples, BLOCK_OTHERS, loop_unroll_factor=4):
         other, member = same_pool(
             groups, arms, start, num_samples, group, arm, valid, BY_ARM, BLOCK_OTHERS
         )
         value = tl.load(rewards + other, mask=other < num_samples, other=0.0).to(tl.float32)
         deviation = value[None, :] - reward[:, None] - shift[:, None]
         squares += tl.where(member, deviation * deviation, 0.0)
-    std = tl.sqrt_rn(tl.div_rn(tl.sum(squares, 1), tl.maximum(size - 1.0, 1.0)))
+    std = tl.sqrt(tl.sum(squares, 1) / tl.maximum(size - 1.0, 1.0))
     return 0.0 - shift, reward + shift, std, tl.max(differing, 1) == 0
 
 
 @triton.jit
-def batch_deviation(rewards, num_samples, BLOCK_OTHERS: tl.constexpr):
-    """The unbiased deviation of all rewards, from their differences to the first."""
+def batch_deviation(
+    rewards, num_samples, SCALE: tl.constexpr, BLOCK_OTHERS: tl.constexpr
+):  # fmt: skip
+    """The unbiased deviation of all rewards, from their differences to the first; 0 unless the
+    scale is "batch"."""
+    if SCALE != "batch":
+        return 0.0
     first = tl.load(rewards).to(tl.float32)
     total = tl.zeros([BLOCK_OTHERS], tl.float32)
     for start in range(0, num_samples, BLOCK_OTHERS):
@@ -85,31 +90,31 @@ def batch_deviation(rewards, num_samples, BLOCK_OTHERS: tl.constexpr):
         value = tl.load(rewards + other, mask=inside, other=0.0).to(tl.float32)
         total += tl.where(inside, value - first, 0.0)
     size = num_samples.to(tl.float32)
-    shift = tl.div_rn(tl.sum(total, 0), size)
+    shift = tl.sum(total, 0) / size
     squares = tl.zeros([BLOCK_OTHERS], tl.float32)
     for start in range(0, num_samples, BLOCK_OTHERS):
         other = start + tl.arange(0, BLOCK_OTHERS)
         inside = other < num_samples
         deviation = tl.load(rewards + other, mask=inside, other=0.0).to(tl.float32) - first - shift
         squares += tl.where(inside, deviation * deviation, 0.0)
-    return tl.sqrt_rn(tl.div_rn(tl.sum(squares, 0), tl.maximum(size - 1.0, 1.0)))
+    return tl.sqrt(tl.sum(squares, 0) / tl.maximum(size - 1.0, 1.0))
 
 
 @triton.jit
 def pool_advantage(
-    rewards, groups, arms, sample, valid, num_samples, eps,
+    rewards, groups, arms, sample, valid, num_samples, spread, eps,
     SCALE: tl.constexpr, BY_ARM: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_OTHERS: tl.constexpr,
 ):  # fmt: skip
-    """Advantage, mean, deviation and zero-variance flag of samples (BLOCK_SAMPLES,)."""
+    """Advantage, mean, deviation and zero-variance flag of samples (BLOCK_SAMPLES,); `spread` is
+    the batch_deviation."""
     centred, mean, std, zero_variance = pool_statistics(
         rewards, groups, arms, sample, valid, num_samples, BY_ARM, BLOCK_SAMPLES, BLOCK_OTHERS
     )
     if SCALE == "group":
-        centred = tl.div_rn(centred, std + eps)
+        centred = centred / (std + eps)
     if SCALE == "batch":
-        spread = batch_deviation(rewards, num_samples, BLOCK_OTHERS)
-        centred = tl.div_rn(centred, tl.zeros_like(centred) + (spread + eps))
+        centred = centred / (spread + eps)
     return tl.where(zero_variance, 0.0, centred), mean, std, zero_variance
 
 
@@ -122,7 +127,7 @@ def group_accuracy(
     group = tl.load(groups + sample, mask=valid, other=0)
     total = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.float32)
     count = tl.zeros([BLOCK_SAMPLES, BLOCK_OTHERS], tl.float32)
-    for start in range(0, num_samples, BLOCK_OTHERS):
+    for start in tl.range(0, num_samples, BLOCK_OTHERS, loop_unroll_factor=4):
         other, member = same_pool(
             groups, groups, start, num_samples, group, group, valid, False, BLOCK_OTHERS
         )
@@ -145,8 +150,9 @@ def _group_advantage(
 ):  # fmt: skip
     sample = tl.program_id(0) * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
     valid = sample < num_samples
+    spread = batch_deviation(rewards, num_samples, SCALE, BLOCK_OTHERS)
     advantage, mean, std, zero_variance = pool_advantage(
-        rewards, groups, arms, sample, valid, num_samples, eps,
+        rewards, groups, arms, sample, valid, num_samples, spread, eps,
         SCALE, BY_ARM, BLOCK_SAMPLES, BLOCK_OTHERS,
     )  # fmt: skip
     tl.store(advantage_out + sample, advantage, mask=valid)

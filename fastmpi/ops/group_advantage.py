@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmpi.ops.backend import choose_backend
-from fastmpi.ops.tensor_checks import check_finite, check_shape
+from fastmpi.ops.tensor_checks import check_device, check_finite, check_shape
 from fastmpi.reference import group_advantage as reference
 from fastmpi.reference.group_advantage import GroupAdvantage
 from fastmpi.reference.token_logprob import score_dtype
@@ -48,13 +48,14 @@ def group_advantage(
     check_pools(rewards, groups, arms, scale, pool, eps)
     if accuracy is not None:
         check_shape("accuracy", accuracy, (len(rewards),))
-    if validate:
-        check_finite("rewards", rewards)
+        check_device(rewards.device, accuracy=accuracy)
     arms = arms if pool == "arm" else None
     if choose_backend(backend, rewards) == "triton":
         return GroupAdvantage(
-            *_group_advantage(rewards, groups, arms, accuracy, scale, eps, *keep_between)
+            *_group_advantage(rewards, groups, arms, accuracy, scale, eps, *keep_between, validate)
         )
+    if validate:
+        check_finite("rewards", rewards)
     rewards = rewards.detach().to(score_dtype(rewards.dtype))
     return reference.group_advantage(
         rewards, groups.to(torch.int64), arms, scale=scale, pool=pool, eps=eps,
@@ -71,10 +72,9 @@ def check_pools(
         if ids is None:
             continue
         check_shape(name, ids, (len(rewards),))
-        if ids.is_floating_point() or ids.device != rewards.device:
-            raise ValueError(
-                f"{name} must hold integer ids on {rewards.device}, got {ids.dtype} on {ids.device}"
-            )
+        check_device(rewards.device, **{name: ids})
+        if ids.is_floating_point():
+            raise ValueError(f"{name} must hold integer ids, got {ids.dtype}")
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
     if pool not in POOLS:
@@ -95,16 +95,19 @@ def _group_advantage(
     eps: float,
     low: float,
     high: float,
+    validate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from fastmpi.kernels.group_advantage import group_advantage as launch
 
+    if validate:  # in here, where torch.compile does not look
+        check_finite("rewards", rewards)
     return launch(rewards, groups, arms, accuracy, scale, eps, (low, high))
 
 
 @_group_advantage.register_fake
 def _(
     rewards: Tensor, groups: Tensor, arms: Tensor | None, accuracy: Tensor | None,
-    scale: str, eps: float, low: float, high: float,
+    scale: str, eps: float, low: float, high: float, validate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     advantages, mean, std = (rewards.new_empty(rewards.shape, dtype=torch.float32) for _ in "ams")
     flat, kept = (rewards.new_empty(rewards.shape, dtype=torch.bool) for _ in "zk")

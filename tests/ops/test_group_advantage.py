@@ -96,7 +96,7 @@ def test_one_sample_and_no_samples(scale):
         ),
         ({"groups": torch.tensor([1])}, r"groups must have shape \(2\)"),
         ({"groups": torch.zeros(2)}, "groups must hold integer ids"),
-        ({"arms": torch.zeros(2, dtype=int, device="meta")}, "on cpu, got torch.int64 on meta"),
+        ({"arms": torch.zeros(2, dtype=int, device="meta")}, "arms must be on cpu, got meta"),
         ({"eps": -1.0}, "eps must not be negative"),
         ({"arms": torch.tensor([1])}, r"arms must have shape \(2\)"),
         ({"accuracy": torch.zeros(3)}, r"accuracy must have shape \(2\)"),

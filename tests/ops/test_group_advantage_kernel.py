@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmpi.ops.group_advantage import GroupAdvantage, _group_advantage, group_advantage
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIZES = (1, 8, 9, 300)  # around the blocks of samples and of others
+SIZES = (1, 8, 9, 300)  # around a block of samples, and several of others
 
 
 def _samples(
@@ -142,7 +142,17 @@ def test_float64_needs_the_reference(device):
 def test_operator(device, optional):
     samples = _samples(20, device, seed=6)
     arms, accuracy = (samples[name] if optional else None for name in ("arms", "accuracy"))
-    arguments = (samples["rewards"], samples["groups"], arms, accuracy, "batch", 1e-4, 0.01, 0.99)
+    arguments = (
+        samples["rewards"],
+        samples["groups"],
+        arms,
+        accuracy,
+        "batch",
+        1e-4,
+        0.01,
+        0.99,
+        True,
+    )
     torch.library.opcheck(_group_advantage, arguments)
 
 
