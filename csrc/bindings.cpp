@@ -3,6 +3,8 @@
 
 #include "bins.h"
 #include "forest.h"
+#include "hash.h"
+#include "image_bindings.h"
 #include "mrope.h"
 #include "tokens.h"
 
@@ -12,4 +14,6 @@ PYBIND11_MODULE(_C, m) {
   fastmpi::register_mrope(m);
   fastmpi::register_bins(m);
   fastmpi::register_tokens(m);
+  fastmpi::register_images(m);
+  fastmpi::register_hash(m);
 }
