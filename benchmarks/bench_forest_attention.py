@@ -43,14 +43,14 @@ TREES = {
     "4k + 16 x 1280": Tree(4096, 16, 1280),
     "16k + 16 x 1280": Tree(16384, 16, 1280),
 }
-TINY = Heads("tiny", 4, 2, 16)
-TINY_TREE = Tree(40, 3, 16)
+TINY = Heads("tiny", 4, 2, 32)
+TINY_TREE = Tree(256, 8, 64)
 
 
 def cases(device: torch.device, small: bool) -> list[Case]:
     """Forward alone and with the backward, on every forest with the heads of every model."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    models, trees = ((TINY,), {"40 + 3 x 16": TINY_TREE}) if small else (MODELS, TREES)
+    models, trees = ((TINY,), {"256 + 8 x 64": TINY_TREE}) if small else (MODELS, TREES)
     return [
         _case(f"{heads.model} {direction} {name}", problem, new_length=name == next(iter(trees)))
         for heads in models

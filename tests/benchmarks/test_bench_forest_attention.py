@@ -42,7 +42,7 @@ def test_causal_row_is_of_equal_work(name):
 
 def test_flops_of_a_pair():
     forward, both = problem(backward=False), problem()
-    assert forward.flops(10) == 10 * 4 * 16 * 4  # pairs, two products, head size, heads
+    assert forward.flops(10) == 10 * 4 * 32 * 4  # pairs, two products, head size, heads
     assert both.flops(10) == 3.5 * forward.flops(10)
 
 
