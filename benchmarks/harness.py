@@ -23,6 +23,12 @@ from fastmpi.benchmarks.timing import Clock, Sample, clock_of, paired_ratio, spr
 OURS = "fastmpi"
 OUT_OF_MEMORY = "out of memory"
 WARM_UPS = 3
+RATIOS = {  # of which times
+    "ratio": "ms",
+    "wall_ratio": "wall_ms",
+    "graph_ratio": "graph_ms",
+    "cpu_ratio": "cpu_ms",
+}
 ROWS_AT_ONCE = 4096  # of a comparison in float64
 
 Outputs = dict[str, Tensor]
@@ -210,8 +216,7 @@ def _result(case: Case, arms: list[_Arm], limits: Mapping[str, float]) -> dict[s
         "floor_ms": floor,
         "arms": {arm.name: _described(arm, floor) for arm in timed}
         | dict.fromkeys(full, OUT_OF_MEMORY),
-        "ratio": _ratios(timed, "ms"),
-        "graph_ratio": _ratios(timed, "graph_ms"),
+        **{name: _ratios(timed, key) for name, key in RATIOS.items()},
         "missing": missing,
     }
 

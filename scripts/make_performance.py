@@ -22,8 +22,9 @@ Made by `scripts/make_performance.py` from the files that `fastmpi bench <name> 
 
 All arms of a case compute the same from the same tensors, in one process, in turn (first to last,
 then last to first), after all have warmed up; on CUDA between events, with the L2 cache overwritten
-and the device idle before each run. `ms` is the median of the runs, in brackets the middle three
-fifths. `times ours` is the arm's time over fastmpi's, paired round by round: the median, in
+and the device idle before each run; on the CPU in CPU time of the process, since others may share
+the machine (wall times are in the files). `ms` is the median of the runs, in brackets the middle
+three fifths. `times ours` is the arm's time over fastmpi's, paired round by round: the median, in
 brackets its 95 % bootstrap interval; above 1, fastmpi is faster. `MiB` is the most that a run held
 above what was allocated before it, with its outputs. `error` is against float64: mean nats of the
 log-probs where a case has them, else relative. A result on a CPU compares arms on that CPU; it says
@@ -118,8 +119,9 @@ def cells(found: dict[str, Any] | str, case: dict[str, Any], arm: str) -> list[s
     """ms, times ours, MiB, error."""
     if isinstance(found, str):
         return [found, "", "", ""]
-    time = spread(found["ms"])
-    times_ours = interval(case["ratio"].get(arm))
+    on_cpu = "cpu_ms" in found
+    time = spread(found["cpu_ms" if on_cpu else "ms"])
+    times_ours = interval(case["cpu_ratio" if on_cpu else "ratio"].get(arm))
     if "graph_ms" in found:
         time += f"; kernels {spread(found['graph_ms'])}"
         if arm in case["graph_ratio"]:

@@ -114,8 +114,8 @@ def peak_ratio(peer: str) -> Callable[[Case], float | None]:
 
 
 def share_of_counted_ratio(case: Case) -> float | None:
-    """The measured ratio to packed rows over that of the counted FLOPs."""
-    ratio = case["ratio"].get("packed")
+    """The measured ratio to packed rows, in CPU time, over that of the counted FLOPs."""
+    ratio = case["cpu_ratio"].get("packed")
     counts = case["counts"]
     if ratio is None or "packed_flops" not in counts:
         return None

@@ -124,6 +124,12 @@ def test_ratio_is_the_peers_time_over_ours(monkeypatch):
     assert found["ratio"]["a"] == {key: pytest.approx(30.0) for key in ("median", "low", "high")}
 
 
+def test_every_time_has_its_ratio():
+    found = measured({"fastmpi": arm(), "a": arm()})
+    assert set(found["arms"]["a"]) >= {"ms", "cpu_ms"} and "a" in found["ratio"]
+    assert "a" in found["cpu_ratio"] and found["graph_ratio"] == found["wall_ratio"] == {}
+
+
 def test_interval_covers_the_median_and_is_the_same_each_time():
     generator = np.random.default_rng(1)
     ours = generator.uniform(1, 2, 40)

@@ -126,6 +126,21 @@ def test_rate_of_equal_work_and_counted_ratio(page, tmp_path):
     assert found["no compile on a new T: the first call ends within half a second"] == "20 ms met"
 
 
+def test_on_the_cpu_its_own_time_counts(page, tmp_path):
+    case = {
+        "case": "small",
+        "counts": {"flops": 1.0, "packed_flops": 4.0},
+        "arms": {"fastmpi": {**measured(9.0), "cpu_ms": measured(1.0)["ms"], "peak_mb": None}},
+        "ratio": {"packed": ratio(9.0)},
+        "cpu_ratio": {"packed": ratio(3.0)},
+        "missing": {},
+    }
+    text = page(write(tmp_path / "results", "update", [case], "cpu"))
+    target = "a small model: at least 80 % of the ratio of counted FLOPs to packed rows"
+    assert verdicts(text)[target] == "75% **failed**"
+    assert "| small | fastmpi | 1 [1, 1] |  |  | 1.0e-06 |" in text
+
+
 def test_kernels_alone_stand_beside_the_time(page, tmp_path):
     case = head_case("64 groups x 16, 256 tokens", 2.0)
     case["arms"]["fastmpi"]["graph_ms"] = {"p20": 0.1, "median": 0.1, "p80": 0.1}
