@@ -155,7 +155,7 @@ def _add_rows(base, rows, columns, stride, limit, values, HEAD_DIM: tl.constexpr
     """`store_rows`, for sums that several programs share."""
     pointers = base + rows[:, None] * stride + columns[None, :]
     mask = (rows < limit)[:, None] & (columns < HEAD_DIM)[None, :]
-    tl.atomic_add(pointers, values.to(base.dtype.element_ty), mask, sem="relaxed")
+    tl.atomic_add(pointers, values, mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_rows", "list_stride"])
@@ -164,7 +164,7 @@ def _key_grad_kernel(
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
     grad_stride, grad_head_stride, dk_stride, dk_head_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, CUT: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys of one key head, over one part of its list of queries."""
     part = parts + tl.program_id(1) * 4
@@ -208,12 +208,13 @@ def _key_grad_kernel(
     dk_base = dk + kv_head * dk_head_stride + start * dk_stride
     dv_base = dv + kv_head * dk_head_stride + start * dk_stride
     dk_tile *= scale
-    if CUT and tl.load(part + 3) == 0:
-        _add_rows(dk_base, rows, columns, dk_stride, limit, dk_tile, HEAD_DIM)
-        _add_rows(dv_base, rows, columns, dk_stride, limit, dv_tile, HEAD_DIM)
-    else:
+    whole = tl.load(part + 3)
+    if whole:
         store_rows(dk_base, rows, columns, dk_stride, limit, dk_tile, HEAD_DIM)
         store_rows(dv_base, rows, columns, dk_stride, limit, dv_tile, HEAD_DIM)
+    else:
+        _add_rows(dk_base, rows, columns, dk_stride, limit, dk_tile, HEAD_DIM)
+        _add_rows(dv_base, rows, columns, dk_stride, limit, dv_tile, HEAD_DIM)
 
 
 def query_grad(
@@ -255,19 +256,17 @@ def key_grad(
     parts: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """dK and dV (T, Hkv, D). Lists that are cut add up in fp32, in no fixed order."""
+    """dK and dV (T, Hkv, D), summed in fp32; the sums of lists that are cut in no fixed order."""
     heads, kv_heads, head_dim = q.shape[1], k.shape[1], k.shape[2]
-    cut = len(parts) > len(lists)
-    dk, dv = (
-        x.new_zeros(x.shape, dtype=torch.float32) if cut else x.new_empty(x.shape) for x in (k, v)
-    )
+    new = torch.zeros if len(parts) > len(lists) else torch.empty
+    dk, dv = (new(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
     tile = tiles(head_dim, q.dtype).key_grad
     _key_grad_kernel[(kv_heads, len(parts))](
         q, k, v, grad_out, lse, delta, subtree_end, lists, parts, dk, dv, scale, len(k),
         lists.stride(0), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         *grad_out.stride()[:2], *dk.stride()[:2],
         GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PRECISION=dot_precision(q.dtype), CUT=cut,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PRECISION=dot_precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return dk.to(k.dtype), dv.to(v.dtype)
