@@ -39,10 +39,11 @@ def cases(device: torch.device, small: bool) -> list[Case]:
 
 
 def small_shapes() -> list[UpdateShape]:
-    """Prompts of about 250 and 600 tokens, 8 + 8 responses of 32 to 64."""
+    """Prompts of about 100, 250 and 600 tokens, 8 + 8 responses of 32 to 64 to each."""
     return [
+        _small("prompt=102 prompts=2", num_prompts=2, image_tokens=64, question_tokens=36),
         _small("prompt=246 prompts=2", num_prompts=2, image_tokens=144, question_tokens=100),
-        _small("prompt=598 prompts=2", num_prompts=2, image_tokens=256, question_tokens=340),
+        _small("prompt=598 prompts=1", num_prompts=1, image_tokens=256, question_tokens=340),
     ]
 
 

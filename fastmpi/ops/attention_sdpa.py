@@ -106,4 +106,4 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) ->
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, L, D)
     gqa = q.shape[1] != k.shape[1]
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
-    return out[0].transpose(0, 1)
+    return out.squeeze(0).transpose(0, 1)

@@ -86,8 +86,9 @@ def test_counts_follow_the_rollouts():
 
 def test_cases_are_listed_without_models():
     assert [case.name for case in cases(CPU, small=True)] == [
+        "small prompt=102 prompts=2 R=32..64 8+8",
         "small prompt=246 prompts=2 R=32..64 8+8",
-        "small prompt=598 prompts=2 R=32..64 8+8",
+        "small prompt=598 prompts=1 R=32..64 8+8",
     ]
     assert [case.exact is None for case in cases(torch.device("cuda"), small=False)] == [
         True,
