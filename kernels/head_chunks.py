@@ -31,23 +31,17 @@ class HeadScores(NamedTuple):
     order: Tensor  # (M,) int32, the place of each in the order given
 
 
-class RowConfig(NamedTuple):
-    """How a program of a row kernel reads its row; see `head_rows`."""
+def row_options(softcap: float | None) -> dict[str, int]:
+    """How a program of a row kernel reads its row; see `head_rows`. SCORES: at a time.
 
-    depth: int
-    lanes: int
-    num_warps: int
-
-
-def row_config(softcap: float | None) -> RowConfig:
-    """Two programs of 16 warps fill a multiprocessor, with 32 kB of loads each in flight.
-
-    More rows at a time would leave less of each in the cache for the second pass. The soft-cap
-    takes registers: at half the depth, two programs still fit.
+    Two programs of 16 warps fill a multiprocessor, with 32 kB of loads each in flight. More rows at
+    a time would leave less of each in the cache for the second pass. The soft-cap takes registers:
+    at half the depth, two programs still fit.
     """
     if architecture() == 0:  # several tiles from a small vocabulary
-        return RowConfig(depth=2, lanes=128, num_warps=1)
-    return RowConfig(depth=4 if softcap is None else 2, lanes=2048, num_warps=16)
+        return {"DEPTH": 2, "LANES": 128, "SCORES": 4, "num_warps": 1}
+    depth = 4 if softcap is None else 2
+    return {"DEPTH": depth, "LANES": 2048, "SCORES": 32, "num_warps": 16}
 
 
 def group_scores(rows: Tensor, targets: Tensor, vocabulary: int) -> HeadScores:

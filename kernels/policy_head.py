@@ -18,12 +18,10 @@ from fastmpi.kernels.head_chunks import (
     gradient_scale,
     group_scores,
     over_chunks,
-    row_config,
+    row_options,
 )
 from fastmpi.kernels.head_rows import row_statistics, shaped, write_row_gradient
 from fastmpi.kernels.policy_objective import clipped_objective, k3
-
-SCORES = 32  # scores that a program reads at a time
 
 
 class PolicyScores(NamedTuple):
@@ -151,7 +149,7 @@ def policy_scores(
     bound = weights.abs() * (advantages.abs()[sequences] * (1 + epsilon_high) + beta)
     scale = gradient_scale(dtype, bound, scores)
     coefficients = torch.empty_like(found.logprob)
-    config = row_config(softcap)
+    options = row_options(softcap)
 
     def launch(logits: Tensor, gradient: Tensor | None, first_row: int) -> None:
         _policy_rows[(len(logits),)](
@@ -161,7 +159,7 @@ def policy_scores(
             1 + epsilon_high, float("inf") if delta is None else delta, beta, scale, found.logprob,
             found.entropy, found.kl, found.ratio, found.loss, found.clipped_low,
             found.clipped_high, coefficients,
-            DEPTH=config.depth, LANES=config.lanes, SCORES=SCORES, num_warps=config.num_warps,
+            **options,
         )  # fmt: skip
 
     over_chunks(

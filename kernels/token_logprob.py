@@ -15,11 +15,9 @@ from fastmpi.kernels.head_chunks import (
     gradient_scale,
     group_scores,
     over_chunks,
-    row_config,
+    row_options,
 )
 from fastmpi.kernels.head_rows import row_statistics, shaped, write_row_gradient
-
-SCORES = 32  # scores that a program reads at a time
 
 
 @triton.jit(do_not_specialize=["first_row"])
@@ -151,14 +149,14 @@ def token_scores(
         hidden.new_empty(len(rows), dtype=torch.float32) for _ in range(4)
     )
     scale = None if weights is None else gradient_scale(dtype, weights.abs(), scores)
-    config = row_config(softcap)
+    options = row_options(softcap)
 
     def launch(logits: Tensor, gradient: Tensor | None, first_row: int) -> None:
         _score_rows[(len(logits),)](
             logits, gradient, 0 if gradient is None else gradient.stride(0), len(head),
             logits.shape[1], first_row, softcap, 1 / temperature, scores.offsets, scores.targets,
             scores.order, weights, scale, logprob, entropy, log_sum, coefficients,
-            DEPTH=config.depth, LANES=config.lanes, SCORES=SCORES, num_warps=config.num_warps,
+            **options,
         )  # fmt: skip
 
     over_chunks(
@@ -192,7 +190,7 @@ def token_gradients(
     bound = grad_logprob.abs() if grad_entropy is None else grad_logprob.abs() + grad_entropy.abs()
     scale = gradient_scale(dtype, bound, scores)
     coefficients = torch.empty_like(grad_logprob)
-    config = row_config(softcap)
+    options = row_options(softcap)
 
     def launch(logits: Tensor, gradient: Tensor | None, first_row: int) -> None:
         assert gradient is not None
@@ -200,7 +198,7 @@ def token_gradients(
             logits, gradient, gradient.stride(0), len(head), logits.shape[1], first_row, softcap,
             1 / temperature, scores.offsets, scores.targets, scores.order, grad_logprob,
             grad_entropy, scale, entropy, log_sum, coefficients,
-            DEPTH=config.depth, LANES=config.lanes, SCORES=SCORES, num_warps=config.num_warps,
+            **options,
         )  # fmt: skip
 
     over_chunks(
