@@ -75,14 +75,18 @@ def _numbers(arm: dict[str, Any], ratio: dict[str, float] | None) -> list[str]:
     ms = arm["ms"]
     interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else ""
     return [
-        f"{ms['median']:.4g}",
-        f"{ms['p20']:.4g} to {ms['p80']:.4g}",
+        _time(ms["median"]),
+        f"{_time(ms['p20'])} to {_time(ms['p80'])}",
         f"{ratio['median']:.2f}" if ratio else "",
         interval,
         _number(arm["peak_mb"], ".0f"),
         _number(arm.get("error"), ".1e"),
         _number(arm["share"], ".0%"),
     ]
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 1000 else f"{ms:.4g}"
 
 
 def _number(value: float | str | None, form: str) -> str:

@@ -131,7 +131,12 @@ def cells(found: dict[str, Any] | str, case: dict[str, Any], arm: str) -> list[s
 
 
 def spread(times: dict[str, float]) -> str:
-    return f"{times['median']:.4g} [{times['p20']:.4g}, {times['p80']:.4g}]"
+    p20, median, p80 = (in_ms(times[name]) for name in ("p20", "median", "p80"))
+    return f"{median} [{p20}, {p80}]"
+
+
+def in_ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def interval(ratio: dict[str, float] | None) -> str:
