@@ -78,8 +78,13 @@ class CudaClock:
 
     def captured(self, run: Callable[[], Any]) -> Callable[[], Sample]:
         """A clock of the kernels of `run`: `GRAPH_COPIES` of it in one graph, cache warm."""
+        aside = torch.cuda.Stream(self.device)
+        aside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(aside):  # autograd remembers streams: capture must not meet another
+            run()
+        torch.cuda.current_stream(self.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):
             for _ in range(GRAPH_COPIES):
                 run()
         graph.replay()
