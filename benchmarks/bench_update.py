@@ -94,7 +94,7 @@ def case_of(shape: UpdateShape, device: torch.device) -> Case:
     arms: dict[str, Callable[[], Run]] = {
         "fastmpi": lambda: ours(inputs()),
         "packed": lambda: ours(inputs(), share=False),
-        **{name: _arm(peer, inputs) for name, peer in PEERS.items()},
+        **{name: lambda peer=peer: peer(inputs()) for name, peer in PEERS.items()},
     }
     return Case(
         name=shape.name,
@@ -103,10 +103,6 @@ def case_of(shape: UpdateShape, device: torch.device) -> Case:
         error=gradient_error,
         counts=Counts(inputs),
     )
-
-
-def _arm(peer: Callable[[UpdateInputs], Run], inputs: Callable[[], UpdateInputs]) -> Callable:
-    return lambda: peer(inputs())
 
 
 def gradient_error(outputs: Outputs, exact: Outputs) -> float:

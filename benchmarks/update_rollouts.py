@@ -18,7 +18,12 @@ from fastmpi.data.images import Image, content_key
 from fastmpi.data.processor import Processor
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.models.tiny import qwen_token_ids, tiny_image_processor, tiny_tokenizer
+from fastmpi.models.tiny import (
+    qwen_token_ids,
+    text_settings,
+    tiny_image_processor,
+    tiny_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -126,17 +131,10 @@ def _qwen_config(
 
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     sections = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]  # (16, 24, 24) of 64
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    sizes = {**text, "max_position_embeddings": 32768, "rope_parameters": rope}
     return Qwen2_5_VLConfig(
-        text_config={
-            **text,
-            "max_position_embeddings": 32768,
-            "eos_token_id": tokenizer.eos_token_id,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": sections,
-            },
-        },
+        text_config=text_settings(tokenizer, **sizes),
         vision_config={"patch_size": 14, **vision},
         tie_word_embeddings=True,
         **qwen_token_ids(tokenizer),
