@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,3 +30,19 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kind, "run", counted)
     return names
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills new tensors with NaN (flags with True), so that a kernel must write all it returns."""
+
+    def filling(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def filled(*args: Any, **options: Any) -> torch.Tensor:
+            made = make(*args, **options)
+            whole = not made.is_floating_point() and made.dtype != torch.bool
+            return made if whole else made.fill_(float("nan"))
+
+        return filled
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filling(torch.Tensor.new_empty))
+    monkeypatch.setattr(torch, "empty_like", filling(torch.empty_like))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastmpi.ops.group_advantage import GroupAdvantage, _group_advantage, group_advantage
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 8, 9, 300)  # around a block of samples, and several of others
 

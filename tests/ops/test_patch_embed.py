@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fastmpi.ops.patch_embed import _patch_embed, fold_patch_weight, patch_embed
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float64)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float64)
 # A dot in bfloat16 is wrong in Triton's interpreter.

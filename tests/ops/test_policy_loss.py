@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastmpi.ops.policy_loss import PolicyLoss, _policy_loss, policy_loss
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 NUM_SEQUENCES = 21
 # Ratios on both sides of every bound, in order: clipped low, free, clipped high, beyond delta.
 LOG_RATIOS = torch.tensor([0.5, 0.9, 1.0, 1.1, 1.25, 1.4, 4.0]).log()
@@ -104,6 +106,16 @@ def test_given_advantages(level, device, launches):
 def test_one_launch_from_rewards_to_gradient(device, launches):
     _run(_scores(1500, device), backend="triton", beta=0.1)
     assert launches == ["_policy_loss"]
+
+
+def test_tickets_return_to_zero(device, monkeypatch):
+    from fastmpi.kernels import policy_loss as kernels
+
+    tickets = torch.zeros(1, dtype=torch.int32, device=device)
+    monkeypatch.setattr(kernels, "ticket_counter", lambda _: tickets)
+    columns = _scores(2100, device)
+    losses = [policy_loss(**columns, backend="triton").loss.item() for _ in range(2)]
+    assert losses[0] == losses[1] and tickets.item() == 0
 
 
 def test_no_tokens_and_no_sequences(device):
