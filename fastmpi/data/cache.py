@@ -29,12 +29,17 @@ class BoundedCache(Generic[ValueT]):
         self, key: Hashable, make: Callable[[], ValueT], size: Callable[[ValueT], int]
     ) -> ValueT:
         """The value of `key`, made if it is not here. Two threads may both make it."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key][0]
-        self.put(key, (value := make()), size(value))
+        if (value := self.find(key)) is None:
+            self.put(key, (value := make()), size(value))
         return value
+
+    def find(self, key: Hashable) -> ValueT | None:
+        """The value of `key`, if it is here."""
+        with self._lock:
+            if key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
 
     def put(self, key: Hashable, value: ValueT, num_bytes: int) -> None:
         """Keep a value, and let the oldest go."""

@@ -6,18 +6,22 @@ the feature cache) compares pictures by `Image.key`, a hash of what the vision t
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from fastmpi.ops.content_hash import content_hash
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fastmpi.data.pixels import PixelValues
 
 ImageSource = Any
 """A path, a `PIL.Image.Image`, or a Hugging Face image dict with `bytes` and/or `path`."""
@@ -27,35 +31,46 @@ ImageSource = Any
 class Image:
     """One processed picture.
 
-    key: content hash of pixels and grid; equal keys mean equal features.
-    pixels: as the model's image processor gives it: (patches, channels * frames * patch * patch)
-        for the Qwen families, (3, height, width) for LLaVA; float32.
+    key: content hash of what is stored and the grid; equal keys mean equal features.
+    stored: the pixels, or the bytes they are made of, where `values` says how.
     grid: (t, h, w) in patches.
     num_tokens: placeholder tokens the picture expands to.
     """
 
     key: str
-    pixels: Tensor
+    stored: Tensor
     grid: tuple[int, int, int]
     num_tokens: int
+    values: PixelValues | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """As the model's image processor gives it, in float32: (patches, channels * frames *
+        patch * patch) for the Qwen families, (3, height, width) for LLaVA."""
+        return self.stored if self.values is None else self.values.of(self.stored)
+
+    @property
+    def patches(self) -> Tensor | None:
+        """Bytes of patches of one frame, (patches, channels * patch * patch), for `patch_embed`;
+        None where there are none."""
+        return self.stored if self.values is not None and self.stored.ndim == 2 else None
 
     @property
     def num_bytes(self) -> int:
-        """Size of the pixels."""
-        return self.pixels.numel() * self.pixels.element_size()
+        """Size of what is stored."""
+        return self.stored.numel() * self.stored.element_size()
 
 
 def pixel_digest(picture: PIL.Image.Image) -> bytes:
     """128-bit hash of a decoded picture."""
-    header = repr((picture.mode, picture.size)).encode()
-    return hashlib.blake2b(header + picture.tobytes(), digest_size=16).digest()
+    mode = int.from_bytes(picture.mode.encode(), "little")
+    return content_hash(np.asarray(picture), (mode, *picture.size))
 
 
 def content_key(pixels: Tensor, grid: tuple[int, int, int]) -> str:
     """128-bit hash, in hex, of a processed picture and its grid."""
-    digest = hashlib.blake2b(repr((grid, tuple(pixels.shape))).encode(), digest_size=16)
-    digest.update(pixels.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    array = pixels.contiguous().numpy()
+    return content_hash(array, (*grid, array.itemsize, *array.shape)).hex()
 
 
 def resolve_path(source: str | Path, folder: Path | None) -> Path:

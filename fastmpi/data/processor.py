@@ -3,13 +3,15 @@
 Unusual: there is no `AutoProcessor`. Without torchvision it silently returns a bare tokenizer
 for Qwen2.5-VL, and it ties text and pixels together, while fastmpi tokenises a prompt once and
 splices pictures in by id. Placeholder expansion at token level equals the processor's own.
-Pictures always go through the PIL backend, so that pixels do not depend on what is installed.
+Pixels are those of transformers' PIL image processors, so that they do not depend on what is
+installed; where `rule_of` knows the processor, `fastmpi.ops.images` makes them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -19,9 +21,12 @@ import numpy as np
 
 from fastmpi.data.cache import BoundedCache
 from fastmpi.data.images import Image, ImageSource, content_key, load_image, pixel_digest
+from fastmpi.data.pixels import Grid, PixelValues, process, rule_of, values_of
 from fastmpi.data.samples import Prompt
 
 if TYPE_CHECKING:
+    import PIL.Image
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MROPE_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -43,6 +48,7 @@ class Processor:
     image_token_id: the placeholder a picture's features replace.
     eos_token_ids: tokens that end a response; the first one is appended to training responses.
     forbidden_token_ids: placeholders of pictures and videos, which must never be sampled.
+    pixel_rule: how `fastmpi.ops.images` makes this model's pixels, or why transformers must.
     rope: "mrope" (3-D positions) or "linear"; merge_size: patches merged per side and token.
     """
 
@@ -59,6 +65,8 @@ class Processor:
         self.image_token_id: int = config.image_token_id
         self.forbidden_token_ids = _placeholder_ids(config)
         self.eos_token_ids = _eos_ids(config, tokenizer)
+        self.pixel_rule = rule_of(image_processor)
+        self._values = None if isinstance(self.pixel_rule, str) else values_of(image_processor)
         self._images: BoundedCache[Image] = BoundedCache(_MAX_IMAGE_BYTES)
         # Fast tokenizers refuse a second thread ("Already borrowed"), and prompts are made ahead.
         self._tokenizing = RLock()
@@ -81,19 +89,31 @@ class Processor:
         self.image_processor.save_pretrained(folder)
 
     def image(self, source: ImageSource, folder: Path | None = None) -> Image:
-        """Decodes and processes one picture.
+        """Decodes and processes one picture: see `images`."""
+        return self.images([source], folder)[0]
+
+    def images(self, sources: Sequence[ImageSource], folder: Path | None = None) -> list[Image]:
+        """Decodes and processes pictures, all that are new at once.
 
         Equal paths are read once and equal pictures processed once, while they fit into memory
-        set aside for them. `ValueError` where it is missing, unreadable or outside `folder`.
+        set aside for them. `ValueError` where one is missing, unreadable or outside `folder`.
         """
-        if isinstance(source, (str, Path)):
-            name = str(source) if folder is None else str(Path(folder) / source)
-            return self._cached(name, lambda: self._process(load_image(source, folder)))
-        picture = load_image(source, folder)
-        return self._cached(pixel_digest(picture), lambda: self._process(picture))
-
-    def _cached(self, key: str | bytes, make: Callable[[], Image]) -> Image:
-        return self._images.get(key, make, lambda image: image.num_bytes)
+        keys: list[Hashable] = []
+        found: dict[Hashable, Image] = {}
+        new: dict[Hashable, PIL.Image.Image] = {}
+        for source in sources:
+            key, picture = _identified(source, folder)
+            keys.append(key)
+            if key in found or key in new:
+                continue
+            if (known := self._images.find(key)) is not None:
+                found[key] = known
+            else:
+                new[key] = load_image(source, folder) if picture is None else picture
+        for key, image in zip(new, self._process(list(new.values())), strict=True):
+            self._images.put(key, image, image.num_bytes)
+            found[key] = image
+        return [found[key] for key in keys]
 
     def prompt(self, messages: list[dict[str, Any]], images: Sequence[Image]) -> Prompt:
         """Token ids of a chat up to the assistant's turn, placeholders expanded.
@@ -151,24 +171,43 @@ class Processor:
         with self._tokenizing:
             return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
-    def _process(self, picture: Any) -> Image:
-        out = self.image_processor(images=picture, return_tensors="pt")
-        pixels = out["pixel_values"]
-        if self.rope == "mrope":
-            t, h, w = (int(n) for n in out["image_grid_thw"][0])
-            num_tokens = t * h * w // self.merge_size**2
-        else:
-            pixels = pixels[0]
-            t, h, w, num_tokens = self._clip_grid(pixels.shape[-2:])
-        return Image(content_key(pixels, (t, h, w)), pixels, (t, h, w), num_tokens)
+    def _process(self, pictures: Sequence[PIL.Image.Image]) -> list[Image]:
+        if isinstance(self.pixel_rule, str):
+            return [self._image(*self._by_transformers(picture)) for picture in pictures]
+        processed = process(pictures, self.pixel_rule)
+        return [self._image(stored, grid, self._values) for stored, grid in processed]
 
-    def _clip_grid(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+    def _by_transformers(self, picture: PIL.Image.Image) -> tuple[Tensor, Grid | None]:
+        out = self.image_processor(images=picture, return_tensors="pt")
+        if self.rope != "mrope":
+            return out["pixel_values"][0], None
+        t, h, w = (int(n) for n in out["image_grid_thw"][0])
+        return out["pixel_values"], (t, h, w)
+
+    def _image(self, stored: Tensor, grid: Grid | None, values: PixelValues | None = None) -> Image:
+        if grid is None:
+            grid, num_tokens = self._clip_grid(stored.shape[-2:])
+        else:
+            num_tokens = math.prod(grid) // self.merge_size**2
+        return Image(content_key(stored, grid), stored, grid, num_tokens, values)
+
+    def _clip_grid(self, size: Sequence[int]) -> tuple[Grid, int]:
         patch = self.config.vision_config.patch_size
         h, w = size[0] // patch, size[1] // patch
         has_cls = self.config.vision_config.model_type == "clip_vision_model"
         # "default" drops the tower's first row, which is the class token where there is one.
         drops_first = self.config.vision_feature_select_strategy == "default"
-        return 1, h, w, h * w + int(has_cls) - int(drops_first)
+        return (1, h, w), h * w + int(has_cls) - int(drops_first)
+
+
+def _identified(
+    source: ImageSource, folder: Path | None
+) -> tuple[Hashable, PIL.Image.Image | None]:
+    """What a source is known by: its path, or else the pixels, which are then returned too."""
+    if isinstance(source, (str, Path)):
+        return str(source) if folder is None else str(Path(folder) / source), None
+    picture = load_image(source, folder)
+    return pixel_digest(picture), picture
 
 
 def _placeholder_ids(config: PretrainedConfig) -> tuple[int, ...]:

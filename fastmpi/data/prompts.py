@@ -30,8 +30,7 @@ def render(
     if sources and not processor.shows_system_pictures:
         turns = [{**turn, "role": "user"} for turn in turns]
     try:
-        images = [processor.image(source) for source in sources]
-        images += [processor.image(source, folder) for source in row["images"]]
+        images = processor.images(sources) + processor.images(row["images"], folder)
         return processor.prompt(_joined([*turns, _user_turn(row)]), images)
     except ValueError as error:
         raise ValueError(f"row {row.get('id')!r}: {error}") from error
