@@ -30,7 +30,7 @@ def tile_columns(tile, DEPTH: constexpr, LANES: constexpr):
 @triton.jit
 def bent(logit, softcap):
     """tanh(logit / softcap)"""
-    return 2.0 / (1.0 + tl.exp(-2.0 * logit / softcap)) - 1.0
+    return 2.0 / (1.0 + tl.exp(logit * (-2.0 / softcap))) - 1.0
 
 
 @triton.jit
