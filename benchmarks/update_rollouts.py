@@ -83,7 +83,7 @@ class Rollouts:
     def to(self, device: torch.device) -> Rollouts:
         """The same with pixels and advantages on `device`."""
         moved = {
-            id(image): replace(image, pixels=image.pixels.to(device))
+            id(image): replace(image, stored=image.stored.to(device))
             for prompt in self.prompts
             for image in prompt.images
         }
