@@ -98,7 +98,10 @@ def test_the_worst_case_decides(page, tmp_path):
 
 
 def test_out_of_memory_is_no_number(page, tmp_path):
-    text = page(write(tmp_path / "results", "policy_head", [head_case("frozen T=16384", 2.0)]))
+    ran = head_case("frozen T=16384 V=1", 2.0)
+    ran["ratio"]["liger"] = ratio(4.0)  # one case is not enough
+    cases = [head_case("frozen T=16384", 2.0), ran]
+    text = page(write(tmp_path / "results", "policy_head", cases))
     assert (
         verdicts(text)["frozen head, T = 16k: at least 3 times Liger's chunked loss"]
         == "not measured"
