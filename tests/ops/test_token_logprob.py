@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastmpi.ops.token_logprob import token_logprob
+from fastmpi.ops.token_logprob import token_logprob, token_loss
 from fastmpi.reference import token_logprob as reference
 
 
@@ -95,6 +95,19 @@ def test_autocast_does_not_round_logits(chunk_rows):
     torch.testing.assert_close(
         torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(wanted.sum(), leaves)
     )
+
+
+def test_token_loss_is_the_weighted_sum_of_log_probs():
+    hidden, head, rows, targets = _scores()
+    leaves = [hidden.requires_grad_(), head.requires_grad_()]
+    weights = torch.arange(-1.0, 6.0, dtype=torch.float64)
+    output = token_loss(hidden, head, rows, targets, weights, chunk_rows=2)
+    logprob, entropy = _full_logits(hidden, head, rows, targets)
+    wanted = -(weights * logprob).sum()
+    torch.testing.assert_close(output, (wanted, logprob, entropy), rtol=0, atol=1e-12)
+    assert not output.logprob.requires_grad and not output.entropy.requires_grad
+    got = torch.autograd.grad(output.loss, leaves)
+    torch.testing.assert_close(got, torch.autograd.grad(wanted, leaves), rtol=0, atol=1e-12)
 
 
 def test_no_scores_give_an_empty_result_with_a_zero_gradient():
