@@ -138,18 +138,19 @@ def over_chunks(
     buffer = torch.empty(chunk_rows, padded, dtype=torch.float32, device=hidden.device)
     weight = head.to(dtype)
     differentiable = dhidden is not None or dhead is not None
-    for first_row in range(0, len(scores.rows), max(chunk_rows, 1)):
-        rows = scores.rows[first_row : first_row + chunk_rows]
-        chunk = hidden.index_select(0, rows).to(dtype)
-        logits = buffer[: len(rows)]
-        product(chunk, weight.T, out=logits[:, :vocabulary])
-        gradient = in_place_gradient(logits, dtype) if differentiable else None
-        launch(logits, gradient, first_row)
-        if dhidden is not None:
-            found = product(gradient[:, :vocabulary], weight)
-            dhidden.index_copy_(0, rows, unscaled(found, scale).to(dhidden.dtype))
-        if dhead is not None:
-            add_product(dhead, gradient[:, :vocabulary].T, chunk)
+    with torch.cuda.device_of(hidden):  # kernels are launched on the current device
+        for first_row in range(0, len(scores.rows), max(chunk_rows, 1)):
+            rows = scores.rows[first_row : first_row + chunk_rows]
+            chunk = hidden.index_select(0, rows).to(dtype)
+            logits = buffer[: len(rows)]
+            product(chunk, weight.T, out=logits[:, :vocabulary])
+            gradient = in_place_gradient(logits, dtype) if differentiable else None
+            launch(logits, gradient, first_row)
+            if dhidden is not None:
+                found = product(gradient[:, :vocabulary], weight)
+                dhidden.index_copy_(0, rows, unscaled(found, scale).to(dhidden.dtype))
+            if dhead is not None:
+                add_product(dhead, gradient[:, :vocabulary].T, chunk)
     if dhead is not None:
         unscaled(dhead, scale)
 

@@ -53,10 +53,13 @@ def column(values: Tensor) -> Tensor:
     return values.detach().to(torch.float32).contiguous()
 
 
-def needed_gradients(hidden: Tensor, head: Tensor) -> tuple[bool, bool]:
+def needed_gradients(hidden: Tensor, head: Tensor) -> dict[str, bool]:
     """Whether a loss on them is to be differentiated in ``hidden`` and in ``head``."""
     enabled = torch.is_grad_enabled()
-    return enabled and hidden.requires_grad, enabled and head.requires_grad
+    return {
+        "need_hidden": enabled and hidden.requires_grad,
+        "need_head": enabled and head.requires_grad,
+    }
 
 
 def waiting_dtype(dtype: torch.dtype) -> torch.dtype:

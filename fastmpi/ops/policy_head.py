@@ -135,7 +135,7 @@ def policy_head(
     if chosen == "triton" and importance_sampling_level == "token":
         found = _policy_head(
             hidden, head, rows, targets, sequences, weights.detach(), advantages, old_logprob,
-            ref_logprob, *clip.values(), *product.values(), *needed_gradients(hidden, head),
+            ref_logprob, **clip, **product, **needed_gradients(hidden, head),
         )  # fmt: skip
         everything = (*found[:7], advantages.to(torch.float32))
         return PolicyHeadOutput(*everything)

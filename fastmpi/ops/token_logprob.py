@@ -90,7 +90,7 @@ def token_loss(
     if choose_backend(backend, hidden) == "triton":
         loss, logprob, entropy, _, _ = _token_loss(
             hidden, head, rows, targets, weights.detach(), temperature, softcap, chunk_rows, dtype,
-            *needed_gradients(hidden, head),
+            **needed_gradients(hidden, head),
         )  # fmt: skip
         return TokenLoss(loss, logprob, entropy)
     check_scores(hidden, head, rows, targets, weights=weights)
