@@ -107,25 +107,13 @@ class Splitter {
     }
   }
 
-  // Merges the pieces below a run, first where they leave it and then wherever a sample ends in it.
+  // Merges the pieces below a run with the samples that end in it.
   std::vector<Piece> split(std::size_t r) {
     std::vector<Piece> below = std::move(waiting_[r + 1]);
-    std::vector<std::int64_t>& ending = ending_[r];
-    std::stable_sort(ending.begin(), ending.end(), [&](std::int64_t a, std::int64_t b) {
-      return samples_.length(a) > samples_.length(b);
-    });
-    std::int64_t path = forest_.runs[r].bottom();
-    auto next = ending.begin();
-    bool merges = num_children_[r] > 1;
-    for (;; merges = true) {
-      for (; next != ending.end() && samples_.length(*next) == path; ++next) {
-        below.push_back({path, *next, {*next}});
-        merges = true;
-      }
-      if (merges) below = best_fit(std::move(below), path, max_tokens_);
-      if (next == ending.end()) return below;
-      path = samples_.length(*next);
-    }
+    const std::int64_t path = forest_.runs[r].bottom();
+    for (const std::int64_t s : ending_[r]) below.push_back({path, s, {s}});
+    const bool merges = num_children_[r] > 1 || !ending_[r].empty();
+    return merges ? best_fit(std::move(below), path, max_tokens_) : below;
   }
 
   void hand_up(std::int32_t parent, std::vector<Piece> pieces) {
@@ -141,6 +129,8 @@ class Splitter {
   std::vector<std::vector<Piece>> waiting_;        // below run r at r + 1; the trees at 0
 };
 
+}  // namespace
+
 void check_lengths(const Samples& samples, std::int64_t max_tokens) {
   for (std::int64_t s = 0; s < samples.num_samples; ++s) {
     if (samples.length(s) <= max_tokens) continue;
@@ -149,8 +139,6 @@ void check_lengths(const Samples& samples, std::int64_t max_tokens) {
                                 " tokens, more than max_tokens=" + std::to_string(max_tokens));
   }
 }
-
-}  // namespace
 
 std::vector<std::vector<std::int64_t>> plan_microbatches(const Samples& samples,
                                                          std::int64_t max_tokens, bool share) {

@@ -30,8 +30,8 @@ std::int64_t common_prefix(const T* a, const T* b, std::int64_t n) {
   return i;
 }
 
-// The forest while it grows, with runs as nodes. A node is split where a sample leaves it; the
-// lower half keeps the number, so that what points at its end stays right.
+// The forest while it grows, with runs as nodes. A node is split where a sample leaves it or ends
+// in it; the lower half keeps the number, so that what points at its end stays right.
 class RadixForest {
  public:
   explicit RadixForest(const Samples& samples)
@@ -48,8 +48,7 @@ class RadixForest {
       if (below == kNone) return append(node, i, end);
       const std::int64_t agree = common(runs_[index(below)], i, end);
       i += agree;
-      const bool leaves = agree < runs_[index(below)].length && i < end;
-      node = leaves ? split(below, agree) : below;
+      node = agree < runs_[index(below)].length ? split(below, agree) : below;
     }
     return node;
   }
@@ -163,14 +162,8 @@ void number(const RadixForest& grown, const Samples& samples, Forest& forest) {
     if (run.parent != kNone) run.parent = renamed[index(run.parent)];
     forest.runs[index(renamed[node])] = run;
   }
-  // A sample that ended inside a run before it was split ends in one of the upper pieces now.
-  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
-    Node& last = forest.last[index(s)];
-    if (last == kNone) continue;
-    last = renamed[index(last)];
-    while (forest.runs[index(last)].depth >= samples.length(s)) {
-      last = forest.runs[index(last)].parent;
-    }
+  for (Node& last : forest.last) {
+    if (last != kNone) last = renamed[index(last)];
   }
 }
 
@@ -213,15 +206,6 @@ Forest merge_prefixes(const Samples& samples, bool share) {
 
 namespace {
 
-// The arrays of a layout, T rows and N tokens; see ForestLayout in the twin.
-struct LayoutArrays {
-  py::array_t<std::int64_t> tokens;       // (T,)
-  py::array_t<std::int32_t> image_slots;  // (T,)
-  py::array_t<std::int32_t> subtree_end;  // (T,)
-  py::array_t<std::int32_t> parent;       // (T,)
-  py::array_t<std::int32_t> flat_index;   // (N,)
-};
-
 void fill_rows(const Forest& forest, const Samples& samples, const Run& run, std::int64_t* tokens,
                std::int32_t* image_slots, std::int32_t* subtree_end, std::int32_t* parent) {
   const std::int64_t row = run.row;
@@ -235,10 +219,8 @@ void fill_rows(const Forest& forest, const Samples& samples, const Run& run, std
 
 void fill_flat_index(const Forest& forest, const Samples& samples, std::int32_t* flat_index) {
   for (std::int64_t s = 0; s < samples.num_samples; ++s) {
-    climb(forest, samples, s, [&](const Run& run, std::int64_t first, std::int64_t count) {
-      for (std::int64_t k = 0; k < count; ++k) {
-        flat_index[first + k] = run.row + static_cast<std::int32_t>(k);
-      }
+    climb(forest, samples, s, [&](const Run& run, std::int64_t first) {
+      for (std::int32_t k = 0; k < run.length; ++k) flat_index[first + k] = run.row + k;
     });
   }
 }

@@ -10,8 +10,8 @@ namespace fastmpi {
 
 constexpr std::int32_t kNone = -1;
 
-// Tokens that follow one another on every path: an edge of the radix tree. Its rows follow one
-// another too.
+// Tokens that follow one another on every path, and where no sample ends but at the last of them:
+// an edge of the radix tree. Its rows follow one another too.
 struct Run {
   std::int32_t first;   // the first of them, in the first sample that has them
   std::int32_t length;  // at least 1
@@ -35,15 +35,12 @@ struct Forest {
 // recursion: depth is bounded by memory alone.
 Forest merge_prefixes(const Samples& samples, bool share);
 
-// Calls visit(run, first token of the sample in it, number of its tokens in it) from the last run
-// of a sample up to its root.
+// Calls visit(run, first token of the sample in it) from the last run of a sample up to its root.
 template <typename Visit>
 void climb(const Forest& forest, const Samples& samples, std::int64_t sample, Visit visit) {
-  std::int64_t stop = samples.length(sample);
   for (std::int32_t r = forest.last[static_cast<std::size_t>(sample)]; r != kNone;) {
     const Run& run = forest.runs[static_cast<std::size_t>(r)];
-    visit(run, samples.offsets[sample] + run.depth, stop - run.depth);
-    stop = run.depth;
+    visit(run, samples.offsets[sample] + run.depth);
     r = run.parent;
   }
 }

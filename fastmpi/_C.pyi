@@ -22,6 +22,7 @@ def assign_image_slots(
     shown_offsets: Int64,
     tokens_per_image: Int32,
 ) -> Int32: ...
+def balanced_bins(costs: Int64, num_bins: int) -> Int32: ...
 def build_forest(
     ids: Int64, image_slots: Int32, offsets: Int64, share: bool
 ) -> tuple[Int64, Int32, Int32, Int32, Int32]: ...
@@ -85,4 +86,13 @@ def patch_grids(
 def plan_microbatches(
     ids: Int64, image_slots: Int32, offsets: Int64, max_tokens: int, share: bool
 ) -> list[Int64]: ...
+def plan_ranks(
+    ids: Int64,
+    image_slots: Int32,
+    offsets: Int64,
+    groups: Int64,
+    num_ranks: int,
+    max_tokens: int,
+    share: bool,
+) -> list[list[Int64]]: ...
 def resize_image(image: UInt8, pillow_13: bool, num_threads: int, out: UInt8) -> None: ...

@@ -1,4 +1,4 @@
-"""Which samples share a micro-batch: trees packed into bins of merged tokens, in plain Python.
+"""Which samples share a micro-batch, and a rank: bins of merged tokens, in plain Python.
 
 A tree is packed whole unless it alone exceeds the budget; then it is split along its subtrees,
 and each piece repeats the path above it. Pieces are merged from the leaves up, where they share
@@ -8,7 +8,9 @@ most, by best-fit decreasing: deterministic, and close to the optimum.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +112,76 @@ def _best_fit(pieces: list[Piece], path: int, max_tokens: int) -> list[Piece]:
             bins[index].samples += piece.samples
             insort(room, (free - need, index))
     return bins
+
+
+def plan_ranks(
+    ids: Int64,  # (N,)
+    image_slots: Int32,  # (N,)
+    offsets: Int64,  # (S + 1,)
+    groups: Int64,  # (S,) the group of each sample
+    num_ranks: int,
+    max_tokens: int,
+    *,
+    share: bool = True,
+) -> list[list[Int64]]:
+    """Indices of the samples of each micro-batch of each rank; groups stay whole.
+
+    Each group in turn, the largest first, goes where the merged tokens are fewest with it: to a
+    rank, and there into one of as many micro-batches as every rank needs. A group that alone
+    exceeds `max_tokens` is cut by `plan_microbatches`.
+    """
+
+    def select(samples: Sequence[int]) -> tuple[Int64, Int32, Int64]:
+        where = [np.arange(offsets[s], offsets[s + 1]) for s in samples]
+        tokens = np.concatenate([np.zeros(0, np.int64), *where])
+        ends = np.cumsum([0, *map(len, where)])
+        return ids[tokens], image_slots[tokens], ends
+
+    def merged(samples: Sequence[int]) -> int:
+        return len(build_forest(*select(samples), share=share).tokens)
+
+    def spread(units: list[list[int]], num_bins: int) -> list[list[list[int]]]:
+        bins: list[list[list[int]]] = [[] for _ in range(num_bins)]
+        for unit in sorted(units, key=lambda unit: (-merged(unit), min(unit))):
+            after = [merged([s for other in [*bin_, unit] for s in other]) for bin_ in bins]
+            bins[int(np.argmin(after))].append(unit)
+        return bins
+
+    whole = [np.flatnonzero(groups == group).tolist() for group in dict.fromkeys(groups.tolist())]
+    ranks = []
+    for on_rank in spread(whole, num_ranks):
+        plans = [
+            (group, plan_microbatches(*select(group), max_tokens, share=share)) for group in on_rank
+        ]
+        ranks.append([[group[i] for i in bin_] for group, plan in plans for bin_ in plan])
+    count = int(len(groups) > 0)
+    while True:
+        cuts = [[sum(units_, []) for units_ in spread(units, count)] for units in ranks]
+        if all(merged(bin_) <= max_tokens for bins in cuts for bin_ in bins):
+            return [[np.sort(np.array(bin_, np.int64)) for bin_ in bins] for bins in cuts]
+        count += 1
+
+
+def balanced_bins(costs: Int64, num_bins: int) -> Int32:
+    """The bin of each cost (n,), by Karmarkar and Karp's largest differencing.
+
+    Each cost begins as a partition of its own. The two most uneven ones are laid upon one another,
+    the large bins of one on the small bins of the other, until one partition is left.
+    """
+    empty: list[tuple[int, list[int]]] = [(0, [])]
+    uneven = [
+        (-int(cost), item, [(int(cost), [item])] + empty * (num_bins - 1))
+        for item, cost in enumerate(costs)
+    ]
+    heapify(uneven)
+    while len(uneven) > 1:
+        _, item, a = heappop(uneven)
+        b = uneven[0][2]
+        both = [(x + y, p + q) for (x, p), (y, q) in zip(a, reversed(b), strict=True)]
+        both.sort(key=lambda bin_: -bin_[0])
+        heapreplace(uneven, (both[-1][0] - both[0][0], item, both))
+    bin_of = np.zeros(len(costs), np.int32)
+    for _, _, bins in uneven:
+        for number, (_, items) in enumerate(bins):
+            bin_of[items] = number
+    return bin_of

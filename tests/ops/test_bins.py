@@ -114,4 +114,4 @@ def test_close_to_the_exact_optimum() -> None:
     budgets = [max(map(len, load)) + 3 for load in loads]
     ours = sum(len(plan(load, b)) for load, b in zip(loads, budgets, strict=True))
     best = sum(optimal_bins(load, b) for load, b in zip(loads, budgets, strict=True))
-    assert ours <= 1.05 * best, (ours, best)
+    assert ours <= 1.02 * best, (ours, best)
