@@ -38,8 +38,9 @@ def group_advantage(
     TRL. A pool of equal rewards gets advantages of exactly 0.
 
     ``kept`` is DAPO's filter: the mean of ``accuracy`` over the whole group, both arms together,
-    lies strictly inside ``keep_between``. An accuracy of NaN does not apply and is left out. All
-    are kept without ``accuracy``.
+    lies strictly inside ``keep_between``. On accuracy alone, since a total that includes the format
+    reward would let a group of well-formed wrong answers pass. An accuracy of NaN does not apply
+    and is left out. All are kept without ``accuracy``.
 
     Results are float32, float64 for float64 rewards. ``backend`` "triton" is one launch; it is the
     default on CUDA. Raises ``ValueError`` for NaN or infinite rewards and unequal lengths;

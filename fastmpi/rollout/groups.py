@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastmpi.data.processor import Processor
 from fastmpi.data.prompts import render
 from fastmpi.data.samples import Prompt
@@ -117,24 +115,3 @@ class PolicyRollout:
         if row["policy_id"] not in self.policies:
             raise ValueError(f"row {row.get('id')!r}: no policy {row['policy_id']!r} is known")
         return self.policies[row["policy_id"]]
-
-
-def informative_groups(
-    accuracy: np.ndarray,  # (S,) accuracy reward of each response
-    groups: np.ndarray,  # (S,)
-    low: float = 0.01,
-    high: float = 0.99,
-) -> np.ndarray:
-    """Groups, ascending, whose mean accuracy over both arms lies in (low, high): DAPO's filter.
-
-    On accuracy alone: a total that includes the format reward would let a group of well-formed
-    wrong answers pass. A response to which the accuracy reward does not apply (NaN) is left out
-    of its group's mean, and a group of only such responses is not informative.
-    """
-    accuracy = np.asarray(accuracy, np.float64)
-    if accuracy.shape != np.shape(groups):
-        raise ValueError(f"{accuracy.shape} accuracies for {np.shape(groups)} groups")
-    applies = ~np.isnan(accuracy)
-    distinct, index = np.unique(np.asarray(groups)[applies], return_inverse=True)
-    mean = np.bincount(index, accuracy[applies]) / np.bincount(index)
-    return distinct[(low < mean) & (mean < high)]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from fastmpi.data.prefetch import Prefetcher
+from fastmpi.ops.group_advantage import group_advantage
 from fastmpi.rewards import RewardFunction, score
-from fastmpi.rollout.groups import ARMS, PolicyRollout, Rollout, informative_groups
+from fastmpi.rollout.groups import ARMS, PolicyRollout, Rollout
 from fastmpi.rollout.sampling import SamplingParams
 from fastmpi.stages.rows import Row, Rows, shuffled
 from fastmpi.stages.window import Window
@@ -181,9 +182,11 @@ class WindowSampler:
         if not self.args.dynamic_sampling:
             return window
         size = self.args.group_size
-        groups = np.arange(len(window)) // size
-        accuracy = window.parts[self.accuracy].numpy()
-        kept = informative_groups(accuracy, groups, *self.args.dynamic_sampling_range)
-        return Window.join(
-            [window.part(0, 0), *(window.part(g * size, (g + 1) * size) for g in kept)]
-        )
+        kept = group_advantage(
+            window.rewards,
+            torch.arange(len(window)) // size,
+            accuracy=window.parts[self.accuracy],
+            keep_between=self.args.dynamic_sampling_range,
+        ).kept
+        groups = [window.part(i, i + size) for i in range(0, len(window), size) if kept[i]]
+        return Window.join([window.part(0, 0), *groups])

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from fastmpi.policies.policy import Policy
-from fastmpi.rollout.groups import PolicyRollout, Rollout, informative_groups
+from fastmpi.rollout.groups import PolicyRollout, Rollout
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.rollout.sampling import SamplingParams
 
@@ -108,14 +108,3 @@ def test_wrong_groups(qwen):
         PolicyRollout(qwen.processor, {}, num_generations=0, num_policy_generations=0)
     with pytest.raises(ValueError, match="must not be negative"):
         PolicyRollout(qwen.processor, {}, num_generations=4, num_policy_generations=-1)
-
-
-def test_informative_groups():
-    nan = float("nan")
-    accuracy = [1, 1, 0, 0, 1, 0, 0.995, 0.995, nan, nan, nan, 1, 0.5]
-    groups = [7, 7, 2, 2, 5, 5, 9, 9, 4, 4, 1, 1, 1]
-    assert informative_groups(np.array(accuracy), np.array(groups)).tolist() == [1, 5]
-    assert informative_groups(np.array(accuracy), np.array(groups), 0.8, 0.999).tolist() == [9]
-    assert informative_groups(np.zeros(0), np.zeros(0, np.int64)).tolist() == []
-    with pytest.raises(ValueError, match=r"\(2,\) accuracies for \(3,\) groups"):
-        informative_groups(np.zeros(2), np.zeros(3))
