@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmpi.kernels.target import architecture
 
-CHUNK_LOGITS = 11 << 24  # 704 MB of float32
+CHUNK_LOGITS = 11 << 24  # 704 MiB of float32
 TILE = 128  # rows, and columns, of a tile of the products
 ALIGNMENT = 16  # logits; rows then start at a multiple of 16 bytes as 16-bit numbers too
 FLOAT16_TARGET = 8  # the largest float16 gradient stays near 2**8: 2**8 from infinity
@@ -85,7 +85,7 @@ def gradient_scale(dtype: torch.dtype, bound: Tensor, scores: HeadScores) -> Ten
         return None
     largest = bound.amax() * scores.offsets.diff().amax()
     exponent = FLOAT16_TARGET - torch.frexp(largest.float()).exponent
-    return torch.exp2(exponent.float()).reshape(1)
+    return torch.exp2(exponent.clamp(max=100).float()).reshape(1)
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

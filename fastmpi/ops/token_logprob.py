@@ -47,7 +47,7 @@ def token_logprob(
     Returns (logprob, entropy), (M,) each, in nats; float64 for float64 ``hidden``, else float32.
     Both are differentiable in ``hidden`` and ``head``. Never holds (T, V) logits: distinct rows are
     computed once, ``chunk_rows`` at a time, which sets the peak of memory: 4 V bytes a row, at most
-    704 MB by default on CUDA, or half of the gradient of a trained head where that is more.
+    704 MiB by default on CUDA, or half of the gradient of a trained head where that is more.
     ``dtype`` is the precision of the product's operands, by default that of ``hidden``; logits, and
     the gradient of a float32 ``head``, are float32 whatever it is. ``softcap`` is the model's own
     ``softcap * tanh(logits / softcap)``, before the temperature. ``backend``: "triton" or
