@@ -88,7 +88,7 @@ def _read_keys(
 def _forest_attention_kernel(
     q, k, v, subtree_end, schedule, out, lse, scale, num_rows, list_stride,
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
-    out_stride, out_head_stride, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    out_stride, out_head_stride, lse_stride, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head. Neighbours in the grid read the same keys and values."""
@@ -122,7 +122,7 @@ def _forest_attention_kernel(
     out_base = out + head * out_head_stride + start * out_stride
     store_rows(out_base, rows, columns, out_stride, limit, total / sums[:, None], HEAD_DIM)
     log_sum = (peak + tl.log2(sums)) * LN_2
-    tl.store(lse + head * num_rows + start + rows, log_sum, rows < limit)
+    tl.store(lse + head * lse_stride + start + rows, log_sum, rows < limit)
 
 
 def forest_attention(
@@ -136,16 +136,23 @@ def forest_attention(
     """out (T, Hq, D) and the log-sum-exp of each row's scores, (Hq, T) fp32."""
     num_rows, heads, head_dim = q.shape
     out = q.new_empty(q.shape)
-    lse = q.new_empty((heads, num_rows), dtype=torch.float32)
+    lse = new_row_numbers(q)
     tile = tiles(head_dim, q.dtype).forward
     _forest_attention_kernel[(heads, len(schedule))](
         q, k, v, subtree_end, schedule, out, lse, scale * LOG2_E.value, num_rows,
         schedule.stride(0), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-        GROUP=heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
+        lse.stride(0), GROUP=heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PRECISION=dot_precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, lse
+
+
+def new_row_numbers(q: Tensor) -> Tensor:
+    """(Hq, T) fp32, not yet written. Rows start at multiples of 16 numbers, for wide loads."""
+    num_rows, heads, _ = q.shape
+    padded = -(-num_rows // 16) * 16
+    return q.new_empty((heads, padded), dtype=torch.float32)[:, :num_rows]
 
 
 def block_d(head_dim: int) -> int:

@@ -20,6 +20,7 @@ from fastmpi.kernels.forest_attention import (
     block_d,
     dot_precision,
     load_rows,
+    new_row_numbers,
     store_rows,
 )
 from fastmpi.kernels.forest_attention_tiles import tiles
@@ -62,8 +63,8 @@ def _query_grad_kernel(
     q, k, v, out, grad_out, lse, subtree_end, schedule, dq, delta, scale, num_rows, list_stride,
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
     out_stride, out_head_stride, grad_stride, grad_head_stride, dq_stride, dq_head_stride,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    lse_stride, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dQ and delta of one block of queries of one head."""
     head = tl.program_id(0).to(tl.int64)
@@ -81,7 +82,7 @@ def _query_grad_kernel(
     grad_base = grad_out + head * grad_head_stride + start * grad_stride
     grad_tile = load_rows(grad_base, rows, columns, grad_stride, limit, HEAD_DIM, True)
     row_delta = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
-    numbers = head * num_rows + start + rows
+    numbers = head * lse_stride + start + rows
     tl.store(delta + numbers, row_delta, rows < limit)
     row_lse = tl.load(lse + numbers, rows < limit, other=0.0) * LOG2_E
     q_base = q + head * q_head_stride + start * q_stride
@@ -107,7 +108,7 @@ def _query_grad_kernel(
 @triton.jit
 def _read_queries(
     dk, dv, k, v, keys, ends, q_base, grad_base, lse, delta, blocks, first, end, columns,
-    q_stride, q_head_stride, grad_stride, grad_head_stride, num_rows, scale,
+    q_stride, q_head_stride, grad_stride, grad_head_stride, lse_stride, num_rows, scale,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -126,7 +127,7 @@ def _read_queries(
         q = load_rows(q_tile, rows, columns, q_stride, limit, HEAD_DIM, MASKED)
         grad_tile = grad_base + head * grad_head_stride + start * grad_stride
         grad_out = load_rows(grad_tile, rows, columns, grad_stride, limit, HEAD_DIM, MASKED)
-        numbers = head * num_rows + start + rows
+        numbers = head * lse_stride + start + rows
         if MASKED:
             row_lse = tl.load(lse + numbers, rows < limit, other=0.0)
             row_delta = tl.load(delta + numbers, rows < limit, other=0.0)
@@ -162,7 +163,7 @@ def _add_rows(base, rows, columns, stride, limit, values, HEAD_DIM: tl.constexpr
 def _key_grad_kernel(
     q, k, v, grad_out, lse, delta, subtree_end, lists, parts, dk, dv, scale, num_rows, list_stride,
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
-    grad_stride, grad_head_stride, dk_stride, dk_head_stride,
+    grad_stride, grad_head_stride, dk_stride, dk_head_stride, lse_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -189,20 +190,20 @@ def _key_grad_kernel(
     v_tile = load_rows(v_base, rows, columns, v_stride, limit, HEAD_DIM, True)
     q_base = q + kv_head * GROUP * q_head_stride
     grad_base = grad_out + kv_head * GROUP * grad_head_stride
-    lse_base = lse + kv_head * GROUP * num_rows
-    delta_base = delta + kv_head * GROUP * num_rows
+    lse_base = lse + kv_head * GROUP * lse_stride
+    delta_base = delta + kv_head * GROUP * lse_stride
 
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dk_tile, dv_tile = _read_queries(
         dk_tile, dv_tile, k_tile, v_tile, keys, ends, q_base, grad_base, lse_base, delta_base,
         blocks, first, tl.minimum(end, fully), columns, q_stride, q_head_stride, grad_stride,
-        grad_head_stride, num_rows, scale, GROUP, HEAD_DIM, BLOCK_M, False, PRECISION,
+        grad_head_stride, lse_stride, num_rows, scale, GROUP, HEAD_DIM, BLOCK_M, False, PRECISION,
     )  # fmt: skip
     dk_tile, dv_tile = _read_queries(
         dk_tile, dv_tile, k_tile, v_tile, keys, ends, q_base, grad_base, lse_base, delta_base,
         blocks, tl.maximum(first, fully), end, columns, q_stride, q_head_stride, grad_stride,
-        grad_head_stride, num_rows, scale, GROUP, HEAD_DIM, BLOCK_M, True, PRECISION,
+        grad_head_stride, lse_stride, num_rows, scale, GROUP, HEAD_DIM, BLOCK_M, True, PRECISION,
     )  # fmt: skip
 
     dk_base = dk + kv_head * dk_head_stride + start * dk_stride
@@ -223,7 +224,7 @@ def query_grad(
     v: Tensor,
     out: Tensor,  # (T, Hq, D)
     grad_out: Tensor,
-    lse: Tensor,  # (Hq, T) fp32
+    lse: Tensor,  # (Hq, T) fp32, of `new_row_numbers`
     subtree_end: Tensor,  # (T,) int32
     schedule: Tensor,  # `query_schedule` for the query_grad tile
     scale: float,
@@ -231,12 +232,12 @@ def query_grad(
     """dQ (T, Hq, D), and delta (Hq, T) fp32 for `key_grad`."""
     num_rows, heads, head_dim = q.shape
     dq = q.new_empty(q.shape)
-    delta = torch.empty_like(lse)
+    delta = new_row_numbers(q)
     tile = tiles(head_dim, q.dtype).query_grad
     _query_grad_kernel[(heads, len(schedule))](
         q, k, v, out, grad_out, lse, subtree_end, schedule, dq, delta, scale, num_rows,
         schedule.stride(0), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-        *grad_out.stride()[:2], *dq.stride()[:2],
+        *grad_out.stride()[:2], *dq.stride()[:2], lse.stride(0),
         GROUP=heads // k.shape[1], HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PRECISION=dot_precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
@@ -264,7 +265,7 @@ def key_grad(
     _key_grad_kernel[(kv_heads, len(parts))](
         q, k, v, grad_out, lse, delta, subtree_end, lists, parts, dk, dv, scale, len(k),
         lists.stride(0), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        *grad_out.stride()[:2], *dk.stride()[:2],
+        *grad_out.stride()[:2], *dk.stride()[:2], lse.stride(0),
         GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, PRECISION=dot_precision(q.dtype),
         num_warps=tile.warps, num_stages=tile.stages,

@@ -7,10 +7,6 @@ a GPU. An error may be no larger than that of torch's own masked attention in th
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,31 +276,3 @@ def test_default_and_refusals():
         attend(*inputs(3, dim=272), end)
     with pytest.raises(ValueError, match="'sdpa' does not take deterministic"):
         forest_attention(q, k, v, end, backend="sdpa", deterministic=True)
-
-
-COMPILED = """
-import runpy, sys
-import torch
-from fastmpi.ops.forest_attention import forest_attention
-
-gate = runpy.run_path(sys.argv[1])
-with gate["compile_only"](90) as compiled:
-    for total in (256, 300, 1001):
-        for end in (torch.arange(total) + 1, torch.full((total,), total)):
-            q, k, v = (torch.randn(h, total, 64).half().transpose(0, 1) for h in (2, 1, 1))
-            out = forest_attention(q.requires_grad_(), k, v, end.int(), backend="triton")
-            out.sum().backward()
-print(len(compiled), len({id(kernel) for _, kernel in compiled}))
-"""
-
-
-def test_other_forests_compile_nothing(tmp_path):
-    """Three lengths and two forests: 18 launches of three kernels, for a GPU that is not here."""
-    script = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(script)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["18", "3"]
