@@ -50,9 +50,10 @@ void to_columns(const std::uint8_t* const* rows, std::int64_t n, std::uint8_t* c
   }
 }
 
-void to_rows(const std::uint8_t* columns, std::int64_t pitch, std::uint8_t* const* rows) {
+void to_rows(const std::uint8_t* columns, std::int64_t pitch, std::uint8_t* const* rows,
+             std::int64_t first) {
   for (std::int64_t r = 0; r < kBlock; ++r) {
-    for (std::int64_t x = 0; x < kStrip; ++x) rows[r][x] = columns[x * pitch + r];
+    for (std::int64_t x = 0; x < kStrip; ++x) rows[r][first + x] = columns[x * pitch + r];
   }
 }
 
@@ -130,15 +131,15 @@ FASTMPI_AVX2 void to_columns(const std::uint8_t* const* rows, std::int64_t n,
 }
 
 FASTMPI_AVX2 void to_rows(const std::uint8_t* columns, std::int64_t pitch,
-                          std::uint8_t* const* rows) {
+                          std::uint8_t* const* rows, std::int64_t first) {
   __m256i block[kStrip];
   for (int x = 0; x < kStrip; ++x) {
     block[x] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns + x * pitch));
   }
   transpose(block);
   for (int r = 0; r < 16; ++r) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[r]), _mm256_castsi256_si128(block[r]));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[r + 16]),
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[r] + first), _mm256_castsi256_si128(block[r]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[r + 16] + first),
                      _mm256_extracti128_si256(block[r], 1));
   }
 }

@@ -24,8 +24,9 @@ struct ImageKernels {
   // columns[x * kBlock + r] = rows[r][x] for r < kBlock, x < n.
   void (*to_columns)(const std::uint8_t* const* rows, std::int64_t n, std::uint8_t* columns);
 
-  // rows[r][x] = columns[x * pitch + r] for r < kBlock, x < kStrip.
-  void (*to_rows)(const std::uint8_t* columns, std::int64_t pitch, std::uint8_t* const* rows);
+  // rows[r][first + x] = columns[x * pitch + r] for r < kBlock, x < kStrip.
+  void (*to_rows)(const std::uint8_t* columns, std::int64_t pitch, std::uint8_t* const* rows,
+                  std::int64_t first);
 };
 
 // The fastest variant that this processor runs; only the plain one where the environment sets

@@ -84,11 +84,10 @@ template <std::size_t N>
 void scatter(const std::uint8_t* line, const PatchRule& rule, std::int64_t columns,
              std::uint8_t* out) {
   const std::size_t n = N != 0 ? N : index(rule.patch);
-  const std::int64_t patch_bytes = kChannels * rule.patch * rule.patch;
-  const std::int64_t to_next_block = (rule.merge - 1) * rule.merge * patch_bytes;
-  for (std::int64_t block = 0; block < columns; block += rule.merge, out += to_next_block) {
-    for (std::int64_t i = 0; i < rule.merge; ++i, out += patch_bytes, line += n) {
-      std::memcpy(out, line, n);
+  const std::int64_t merge = rule.merge, patch_bytes = kChannels * rule.patch * rule.patch;
+  for (std::int64_t block = 0; block < columns; block += merge) {
+    for (std::int64_t i = 0; i < merge; ++i, line += n) {
+      std::memcpy(out + (block * merge + i) * patch_bytes, line, n);
     }
   }
 }

@@ -152,6 +152,8 @@ void Resizer::blend_along_y(std::int64_t y, std::int64_t n, std::uint8_t* out) c
 // kBlock rows of pixels into the ring, as planes, at the places of first_row and those below it.
 void Resizer::resize_along_x(const std::uint8_t* const* source, std::int64_t first_row) {
   kernels_.to_columns(source, picture_.width * picture_.pixel_bytes, scratch_.columns.data());
+  std::uint8_t* target[kBlock];
+  for (std::int64_t r = 0; r < kBlock; ++r) target[r] = ring_row(first_row + r);
   std::uint8_t* strip = scratch_.strip.data();
   constexpr std::int64_t pixel = kChannels * kBlock;
   for (std::int64_t x = 0; x < horizontal_.size(); x += kStrip) {
@@ -162,11 +164,7 @@ void Resizer::resize_along_x(const std::uint8_t* const* source, std::int64_t fir
                      horizontal_.count[index(x + i)], pixel, strip + i * pixel);
     }
     for (std::int64_t c = 0; c < kChannels; ++c) {
-      std::uint8_t* target[kBlock];
-      for (std::int64_t r = 0; r < kBlock; ++r) {
-        target[r] = ring_row(first_row + r) + c * stride_ + x;
-      }
-      kernels_.to_rows(strip + c * kBlock, pixel, target);
+      kernels_.to_rows(strip + c * kBlock, pixel, target, c * stride_ + x);
     }
   }
 }

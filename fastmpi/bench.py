@@ -13,6 +13,7 @@ BENCHES = {
     "token_logprob": "log-probs alone, and the loss of supervised stages",
     "forest_attention": "attention over a prefix forest, forward and backward",
     "group_advantage": "group-relative advantages with the loss on log-probs",
+    "images": "decoded pictures to patches, on the CPU",
     "update": "a model's whole update, with and without merged prefixes",
 }
 
