@@ -28,7 +28,8 @@ PADDING = 0
 
 def trl(inputs: UpdateInputs) -> Run:
     """TRL's own `compute_loss` on padded rows: a picture's pixels once for each completion, the
-    log-probs by its chunked head. The padding was done before, when the completions were made."""
+    log-probs by its chunked head, which on the CPU runs over the prompts too. The padding was done
+    before, when the completions were made."""
     trainer_class = load("trl.trainer.grpo_trainer").GRPOTrainer
     model = stock_copy(inputs.model)
     load("trl.trainer.utils").add_fused_lm_head(model, outputs=("log_probs", "entropy"))
