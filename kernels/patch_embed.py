@@ -54,7 +54,7 @@ def _patch_embed(
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         inside = (k < K)[None, :]
-        pixel = tl.load(pixels + row_start[:, None] + k[None, :], mask=inside, other=128)
+        pixel = tl.load(pixels + row_start[:, None] + k[None, :], mask=inside, other=0)
         part = tl.load(weight + column_start[:, None] + k[None, :], mask=inside, other=0.0)
         centred = (pixel.to(tl.float32) - 128.0).to(weight.dtype.element_ty)
         total = tl.dot(centred, part.T, total, input_precision="ieee")

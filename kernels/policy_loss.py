@@ -66,7 +66,18 @@ def _write_advantages(
     tl.store(advantages_out + sample, own, mask=valid)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_samples", "token_programs"])
+# The last block's mask forbids 16-byte accesses, whatever the alignment. A compiler that does not
+# know the alignment gives neighbouring tokens to neighbouring threads.
+TOKEN_COLUMNS = [
+    "logprob", "sequences", "weights", "old_logprob", "ref_logprob",
+    "kl_out", "low_out", "high_out", "ratio_out", "slope_out", "partials",
+]  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_samples", "token_programs"],
+    do_not_specialize_on_alignment=TOKEN_COLUMNS,
+)
 def _policy_loss(
     logprob, sequences, weights, old_logprob, ref_logprob,
     advantages, rewards, groups, arms, sequence_log_ratio, sequence_share,
