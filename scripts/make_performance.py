@@ -15,7 +15,8 @@ from typing import Any
 
 from performance_targets import TARGETS
 
-BENCHES = ("policy_head", "token_logprob", "forest_attention", "group_advantage", "update")
+from fastmpi.bench import BENCHES
+
 INTRODUCTION = """# Performance
 
 Made by `scripts/make_performance.py` from the files that `fastmpi bench <name> --json FILE` wrote.
