@@ -95,12 +95,12 @@ def test_many_roots_read_little():
 
 
 def test_tiles_are_cut_where_branches_are():
-    # a prompt of 200 and three responses of 90; another tree, whose two branches of 10 are short
-    ends = [470] * 200 + [290] * 90 + [380] * 90 + [470] * 90
-    ends += [690] * 200 + [680] * 10 + [690] * 10
+    # a prompt of 200 and three responses of 60; another tree, whose two branches of 10 are short
+    ends = [380] * 200 + [260] * 60 + [320] * 60 + [380] * 60
+    ends += [600] * 200 + [590] * 10 + [600] * 10
     tiles = plan_forest(torch.tensor(ends, dtype=torch.int32), "sdpa").prepared
-    assert tiles.heights == [100, 100, 90, 90, 90, 100, 120]
-    assert tiles.num_keys == [100, 200, 290, 290, 290, 100, 220]
+    assert tiles.heights == [100, 100, 60, 60, 60, 100, 120]
+    assert tiles.num_keys == [100, 200, 260, 260, 260, 100, 220]
 
 
 def test_plan_serves_many_layers_and_only_its_forest():
