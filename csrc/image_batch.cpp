@@ -23,12 +23,14 @@ class Filters {
     return at->second;
   }
   void make_all(std::int64_t num_threads) {
+    const auto num_filters = static_cast<std::int64_t>(keys_.size());
     filters_.resize(keys_.size());
-    parallel_for(static_cast<std::int64_t>(keys_.size()), num_threads,
-                 [&](std::int64_t i, std::int64_t) {
-                   const auto [input, output, begin, end] = keys_[index(i)];
-                   filters_[index(i)] = bicubic_filter(input, output, begin, end);
-                 });
+    const auto make = [&](std::int64_t i, std::int64_t) {
+      const auto [input, output, begin, end] = keys_[index(i)];
+      filters_[index(i)] = bicubic_filter(input, output, begin, end);
+    };
+    // few take less time than starting threads
+    parallel_for(num_filters, num_filters <= 8 ? 1 : num_threads, make);
   }
   const Filter& operator[](std::size_t place) const { return filters_[place]; }
 
@@ -51,12 +53,13 @@ std::int64_t num_values(const ResizeJob& job) {
   return job.window.size.height * job.window.size.width;
 }
 
-// A band repeats some of its neighbour's work along x, so there are only as many as keep the
-// threads evenly busy: two each over all jobs.
+// A band repeats some of its neighbour's work along x, and fills its last block of rows in part, so
+// there are no more than keep the threads evenly busy: one each, or two where sizes may differ.
 std::vector<Band> cut(const std::vector<ResizeJob>& jobs, std::int64_t num_threads) {
   std::int64_t total = 0;
   for (const ResizeJob& job : jobs) total += num_values(job);
-  const std::int64_t share = num_threads == 1 ? total : total / (2 * num_threads) + 1;
+  const std::int64_t each = jobs.size() == 1 || num_threads == 1 ? 1 : 2;
+  const std::int64_t share = total / (each * num_threads) + 1;
   std::vector<Band> bands;
   for (std::size_t j = 0; j < jobs.size(); ++j) {
     const std::int64_t unit = jobs[j].unit, units = jobs[j].window.size.height / unit;

@@ -1,4 +1,5 @@
-// The inner loops of resizing, in plain C++ and for AVX2. Every variant gives the same bytes.
+// The inner loops of resizing, in plain C++, for AVX2 and for AVX-512. Every variant gives the same
+// bytes.
 //
 // Rows of bytes are blended by weights in fixed point: resizing along columns blends rows of
 // pixels, and resizing along rows does the same to a block of transposed rows, so that neither
@@ -29,8 +30,8 @@ struct ImageKernels {
                   std::int64_t first);
 };
 
-// The fastest variant that this processor runs; only the plain one where the environment sets
-// FASTMPI_SIMD=0 (read once).
+// The fastest variant that this processor runs, or the one that FASTMPI_SIMD names (plain, avx2,
+// avx512) where it runs; read once.
 const ImageKernels& image_kernels();
 
 }  // namespace fastmpi
