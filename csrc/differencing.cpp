@@ -25,25 +25,27 @@ bool larger(const Bin& a, const Bin& b) { return a.load > b.load; }
 class Differencing {
  public:
   Differencing(const std::vector<std::int64_t>& costs, std::int32_t num_bins)
-      : num_bins_(index(num_bins)), next_(costs.size(), -1) {
-    partitions_.reserve(costs.size());
-    for (std::size_t i = 0; i < costs.size(); ++i) {
-      const auto item = static_cast<std::int32_t>(i);
-      partitions_.push_back({{costs[i], item, item}});
-      push(i);
-    }
+      : costs_(costs),
+        num_bins_(index(num_bins)),
+        next_(costs.size(), -1),
+        partitions_(costs.size()),
+        single_(costs.size()) {
+    std::iota(single_.begin(), single_.end(), 0);
+    std::stable_sort(single_.begin(), single_.end(), [&](std::int32_t a, std::int32_t b) {
+      return costs[index(a)] > costs[index(b)];
+    });
   }
 
   std::vector<std::int32_t> solve() {
-    while (uneven_.size() > 1) {
-      const std::size_t a = pop(), b = pop();
-      lay_upon(partitions_[a], std::move(partitions_[b]));
+    std::vector<std::int32_t> bin_of(costs_.size());
+    if (costs_.empty()) return bin_of;
+    for (std::size_t left = costs_.size(); left > 1; --left) {
+      const std::int32_t a = pop(), b = pop();
+      lay_upon(partitions_[index(a)], partitions_[index(b)]);
       push(a);
     }
-    std::vector<std::int32_t> bin_of(next_.size());
-    if (uneven_.empty()) return bin_of;
     std::int32_t number = 0;
-    for (const Bin& bin : partitions_[pop()]) {
+    for (const Bin& bin : partitions_[index(pop())]) {
       for (std::int32_t i = bin.first; i >= 0; i = next_[index(i)]) bin_of[index(i)] = number;
       ++number;
     }
@@ -53,20 +55,33 @@ class Differencing {
  private:
   using Partial = std::vector<Bin>;  // the bins that are not empty, largest first
 
-  void push(std::size_t partition) {
-    const Partial& bins = partitions_[partition];
+  // How uneven a partition is, and the number of its first item: of equals, the first is taken.
+  using Uneven = std::pair<std::int64_t, std::int32_t>;
+
+  void push(std::int32_t partition) {
+    const Partial& bins = partitions_[index(partition)];
     const std::int64_t least = bins.size() < num_bins_ ? 0 : bins.back().load;
-    // Of equals, the partition with the first item.
-    uneven_.emplace(bins.front().load - least, -static_cast<std::int64_t>(partition));
+    merged_.emplace(bins.front().load - least, -partition);
   }
 
-  std::size_t pop() {
-    const auto partition = static_cast<std::size_t>(-uneven_.top().second);
-    uneven_.pop();
+  // The most uneven partition: single items wait in their order, merged ones in a heap.
+  std::int32_t pop() {
+    if (next_single_ < single_.size()) {
+      const std::int32_t item = single_[next_single_];
+      const std::int64_t cost = num_bins_ > 1 ? costs_[index(item)] : 0;
+      if (merged_.empty() || merged_.top() < Uneven{cost, -item}) {
+        ++next_single_;
+        partitions_[index(item)].push_back({costs_[index(item)], item, item});
+        return item;
+      }
+    }
+    const std::int32_t partition = -merged_.top().second;
+    merged_.pop();
     return partition;
   }
 
-  void lay_upon(Partial& a, Partial b) {
+  // Empties b.
+  void lay_upon(Partial& a, Partial& b) {
     const std::size_t own = a.size(), empty = num_bins_ - own;  // empty: they take b's largest
     for (std::size_t j = 0; j < std::min(empty, b.size()); ++j) a.push_back(b[j]);
     for (std::size_t j = empty; j < b.size(); ++j) join(a[num_bins_ - 1 - j], b[j]);
@@ -75,6 +90,7 @@ class Differencing {
     if (changed != a.begin() && larger(*changed, *(changed - 1))) {
       std::inplace_merge(a.begin(), changed, a.end(), larger);
     }
+    Partial().swap(b);
   }
 
   void join(Bin& bin, const Bin& other) {
@@ -83,10 +99,13 @@ class Differencing {
     bin.last = other.last;
   }
 
+  const std::vector<std::int64_t>& costs_;
   std::size_t num_bins_;
-  std::vector<std::int32_t> next_;  // item after this one in its bin
-  std::vector<Partial> partitions_;
-  std::priority_queue<std::pair<std::int64_t, std::int64_t>> uneven_;
+  std::vector<std::int32_t> next_;    // item after this one in its bin
+  std::vector<Partial> partitions_;   // of their first item
+  std::vector<std::int32_t> single_;  // items, largest first
+  std::size_t next_single_ = 0;
+  std::priority_queue<Uneven> merged_;
 };
 
 }  // namespace

@@ -24,7 +24,7 @@ struct Target {
   std::int32_t* temporal;  // (n,)
   std::int32_t* height;    // (n,)
   std::int32_t* width;     // (n,)
-  std::int32_t* within;    // (n,) index of a placeholder inside its image, 0 for text
+  std::int32_t* within;    // (n,) index of a placeholder inside its image, 0 for text; or null
 };
 
 // Tokens whose image slots are no whole images: found by `fill`, told by its callers.
@@ -155,7 +155,7 @@ Place fill(const Rope& rope, const std::int32_t* slots, std::int64_t i, std::int
       for (std::int32_t* axis : {to.temporal, to.height, to.width}) {
         count_up(axis + i, count, place.position);
       }
-      std::fill_n(to.within + i, count, 0);
+      if (to.within != nullptr) std::fill_n(to.within + i, count, 0);
       place.position += static_cast<std::int32_t>(count);
       i += count;
       if (i == end) break;
@@ -166,7 +166,7 @@ Place fill(const Rope& rope, const std::int32_t* slots, std::int64_t i, std::int
     const std::int64_t count = std::min(tokens - place.shown, end - i);
     if (!all_equal(slots, i, count, place.slot)) throw BrokenImage{i, place};
     rope.image(to, i, count, place);
-    count_up(to.within + i, count, place.shown);
+    if (to.within != nullptr) count_up(to.within + i, count, place.shown);
     i += count;
     place.shown += static_cast<std::int32_t>(count);
     if (place.shown == tokens) place = {rope.after(place), -1, 0};
@@ -241,34 +241,19 @@ void fill_forest(const Rope& rope, const std::int32_t* slots, const std::int32_t
   }
 }
 
-// Positions (3, ...) and indices inside images (...), of the shape of some image slots.
+// Positions (3, n) and indices inside images (n,).
 class Positions {
  public:
-  explicit Positions(const Array<std::int32_t>& image_slots)
-      : axes_(with_axes(image_slots)), within_(shape_of(image_slots)) {
-    const py::ssize_t n = image_slots.size();
+  explicit Positions(py::ssize_t n)
+      : axes_(std::vector<py::ssize_t>{3, n}), within_(std::vector<py::ssize_t>{n}) {
     std::int32_t* const axes = axes_.mutable_data();
     target_ = {axes, axes + n, axes + 2 * n, within_.mutable_data()};
   }
 
   const Target& target() const { return target_; }
-  void clear(std::int64_t i, std::int64_t n) const {
-    for (std::int32_t* out : {target_.temporal, target_.height, target_.width, target_.within}) {
-      std::fill_n(out + i, n, 0);
-    }
-  }
   py::tuple tuple() const { return py::make_tuple(axes_, within_); }
 
  private:
-  static std::vector<py::ssize_t> shape_of(const Array<std::int32_t>& slots) {
-    return {slots.shape(), slots.shape() + slots.ndim()};
-  }
-  static std::vector<py::ssize_t> with_axes(const Array<std::int32_t>& slots) {
-    std::vector<py::ssize_t> shape = shape_of(slots);
-    shape.insert(shape.begin(), 3);
-    return shape;
-  }
-
   py::array_t<std::int32_t> axes_, within_;
   Target target_;
 };
@@ -277,7 +262,7 @@ template <typename Rope>
 py::tuple positions_of_samples(const Array<std::int32_t>& image_slots,
                                const Array<std::int64_t>& offsets, const Rope& rope) {
   const Samples samples = view_images(image_slots, offsets);
-  const Positions positions(image_slots);
+  const Positions positions(image_slots.size());
   {
     py::gil_scoped_release release;
     for (std::int64_t s = 0; s < samples.num_samples; ++s) {
@@ -289,8 +274,8 @@ py::tuple positions_of_samples(const Array<std::int32_t>& image_slots,
 }
 
 template <typename Rope>
-py::tuple positions_of_batch(const Array<std::int32_t>& image_slots,
-                             const Array<std::int64_t>& lengths, const Rope& rope) {
+void positions_of_batch(const Array<std::int32_t>& image_slots, const Array<std::int64_t>& lengths,
+                        const Rope& rope, Array<std::int32_t>& out) {
   if (image_slots.ndim() != 2 || lengths.ndim() != 1 || lengths.size() != image_slots.shape(0)) {
     throw std::invalid_argument("image_slots must have shape (B, L) and lengths (B,)");
   }
@@ -305,16 +290,24 @@ py::tuple positions_of_batch(const Array<std::int32_t>& image_slots,
                                 "] = " + std::to_string(length[s]) + " is not in [0, " +
                                 std::to_string(columns) + "]");
   }
-  const Positions positions(image_slots);
+  if (out.ndim() != 3 || out.shape(0) != 3 || out.shape(1) != image_slots.shape(0) ||
+      out.shape(2) != columns) {
+    throw std::invalid_argument("out must have shape (3, B, L)");
+  }
+  if (!out.writeable()) throw std::invalid_argument("out must be writeable");
+  std::int32_t* const axes = out.mutable_data();
+  const std::int64_t n = image_slots.size();
+  const Target to{axes, axes + n, axes + 2 * n, nullptr};
   {
     py::gil_scoped_release release;
     for (std::int64_t s = 0; s < num_samples; ++s) {
       const std::int64_t begin = s * columns, end = begin + length[s];
-      fill_sample(rope, slots, s, begin, end, positions.target());
-      positions.clear(end, columns - length[s]);
+      fill_sample(rope, slots, s, begin, end, to);
+      for (std::int32_t* axis : {to.temporal, to.height, to.width}) {
+        std::fill(axis + end, axis + begin + columns, 0);
+      }
     }
   }
-  return positions.tuple();
 }
 
 template <typename Rope>
@@ -326,7 +319,7 @@ py::tuple positions_of_forest(const Array<std::int32_t>& image_slots,
   check_num_tokens(image_slots.size());
   const std::int32_t *const slots = image_slots.data(), *const above = parent.data();
   const std::int64_t num_rows = parent.size();
-  const Positions positions(image_slots);
+  const Positions positions(image_slots.size());
   {
     py::gil_scoped_release release;
     fill_forest(rope, slots, above, num_rows, positions.target());
@@ -350,10 +343,12 @@ void register_mrope(py::module_& m) {
       slots, py::arg("offsets").noconvert(), grids, py::arg("merge_size"));
   m.def(
       "mrope_batch_positions",
-      [](Slots image_slots, Sizes lengths, Slots grid, std::int64_t merge_size) {
-        return positions_of_batch(image_slots, lengths, Mrope(grid, merge_size));
+      [](Slots image_slots, Sizes lengths, Slots grid, std::int64_t merge_size,
+         Array<std::int32_t>& out) {
+        positions_of_batch(image_slots, lengths, Mrope(grid, merge_size), out);
       },
-      slots, py::arg("lengths").noconvert(), grids, py::arg("merge_size"));
+      slots, py::arg("lengths").noconvert(), grids, py::arg("merge_size"),
+      py::arg("out").noconvert());
   m.def(
       "mrope_forest_positions",
       [](Slots image_slots, Slots parent, Slots grid, std::int64_t merge_size) {

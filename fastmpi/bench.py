@@ -14,6 +14,9 @@ BENCHES = {
     "forest_attention": "attention over a prefix forest, forward and backward",
     "group_advantage": "group-relative advantages with the loss on log-probs",
     "images": "decoded pictures to patches, on the CPU",
+    "positions": "3-D positions of a batch, on the CPU",
+    "forest": "samples to a prefix forest and its layout, on the CPU",
+    "bins": "costs to bins, as evenly as possible, on the CPU",
     "update": "a model's whole update, with and without merged prefixes",
 }
 

@@ -63,14 +63,23 @@ def mrope_batch_positions(
     lengths: Int64,  # (B,) tokens of each sample
     grids: Int32,  # (I, 3)
     merge_size: int,
-) -> tuple[Int32, Int32]:
-    """`mrope_positions` of padded samples: (3, B, L) and (B, L), 0 in the padding."""
-    return _C.mrope_batch_positions(
-        integer_array("image_slots", image_slots, np.int32, ndim=2),
+    *,
+    out: Int32 | None = None,  # (3, B, L), to be used again: new memory costs as much as the rest
+) -> Int32:
+    """The positions of `mrope_positions` for padded samples (3, B, L), 0 in the padding."""
+    slots = integer_array("image_slots", image_slots, np.int32, ndim=2)
+    if out is None:
+        out = np.empty((3, *slots.shape), np.int32)
+    elif not (isinstance(out, np.ndarray) and out.dtype == np.int32 and out.flags.c_contiguous):
+        raise ValueError("out must be a C-contiguous array of int32")
+    _C.mrope_batch_positions(
+        slots,
         integer_array("lengths", lengths, np.int64),
         integer_array("grids", grids, np.int32, ndim=2),
         merge_size,
+        out,
     )
+    return out
 
 
 def mrope_forest_positions(

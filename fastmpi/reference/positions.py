@@ -75,15 +75,13 @@ def mrope_batch_positions(
     lengths: Int64,  # (B,)
     grids: Int32,  # (I, 3)
     merge_size: int,
-) -> tuple[Int32, Int32]:
-    """`mrope_positions` of padded samples: (3, B, L) and (B, L), 0 in the padding."""
+) -> Int32:
+    """The positions of `mrope_positions` for padded samples (3, B, L), 0 in the padding."""
     positions = np.zeros((3, *image_slots.shape), np.int32)
-    within = np.zeros(image_slots.shape, np.int32)
     inside = np.arange(image_slots.shape[1]) < lengths[:, None]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    found = mrope_positions(image_slots[inside], offsets, grids, merge_size)
-    positions[:, inside], within[inside] = found
-    return positions, within
+    positions[:, inside], _ = mrope_positions(image_slots[inside], offsets, grids, merge_size)
+    return positions
 
 
 def mrope_forest_positions(
