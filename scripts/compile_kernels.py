@@ -171,24 +171,30 @@ def launch_all(only: str = "") -> None:
 
 
 def markdown(table: list[Compiled]) -> str:
-    """The table as it stands in the documentation: a row for each kernel of each case."""
+    """The table as it stands in the documentation: a row for all cases that compile alike."""
+    kernels: dict[tuple[str, str], list[Compiled]] = {}
+    for row in table:
+        kernels.setdefault((row.case, row.kernel), []).append(row)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (case, kernel), found in kernels.items():
+        rows.setdefault((kernel, _cells(found)), []).append(case)
     lines = [
-        "| case | kernel | warps | registers | shared memory, kB | tensor cores |",
+        "| kernel | warps | registers | shared memory, kB | tensor cores | in |",
         "|---|---|---|---|---|---|",
     ]
-    rows: dict[tuple[str, str], list[Compiled]] = {}
-    for row in table:
-        rows.setdefault((row.case, row.kernel), []).append(row)
-    for (case, kernel), found in rows.items():
-        columns = (
-            [str(row.warps) for row in found],
-            [str(row.registers) for row in found],
-            [f"{row.shared / 1024:.0f}" for row in found],
-            [row.tensor_core or "-" for row in found],
-        )
-        cells = (values[0] if len(set(values)) == 1 else " / ".join(values) for values in columns)
-        lines.append(f"| {case} | `{kernel}` | " + " | ".join(cells) + " |")
+    lines += [f"| `{kernel}` | {cells} | {', '.join(c)} |" for (kernel, cells), c in rows.items()]
     return "\n".join(lines)
+
+
+def _cells(found: list[Compiled]) -> str:
+    """One kernel's columns, one value where all architectures agree."""
+    columns = (
+        [str(row.warps) for row in found],
+        [str(row.registers) for row in found],
+        [f"{row.shared / 1024:.0f}" for row in found],
+        [row.tensor_core or "-" for row in found],
+    )
+    return " | ".join(v[0] if len(set(v)) == 1 else " / ".join(v) for v in columns)
 
 
 def with_table(document: str, table: str) -> str:

@@ -88,5 +88,5 @@ def test_the_table_is_written_between_its_markers(gate, table):
     document = f"# Kernels\n\n{gate['BEGIN']}\nold\n{gate['END']}\nmore\n"
     written = gate["with_table"](document, gate["markdown"]([table["small"]]))
     assert "old" not in written and written.endswith("more\n")
-    assert "| small | `product_kernel` | 4 |" in written
+    assert "| `product_kernel` | 4 |" in written and "| small |" in written
     assert gate["with_table"](written, gate["markdown"]([table["small"]])) == written
