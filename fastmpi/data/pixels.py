@@ -34,10 +34,16 @@ STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 
 @dataclass(frozen=True, eq=False)
 class PixelValues:
-    """How bytes, an eighth or a quarter of their size, become what a vision tower takes."""
+    """How bytes, an eighth or a quarter of their size, become what a vision tower takes.
+
+    table: the value of each byte of each channel, `(byte / 255 - mean) / std`; frames: how often a
+    patch is repeated.
+    """
 
     table: NDArray[np.float32]  # (3, 256)
     frames: int
+    mean: tuple[float, ...]  # (3,)
+    std: tuple[float, ...]  # (3,)
 
     def of(self, stored: Tensor) -> Tensor:
         """float32 of patches (N, 3 * n), their frame repeated, or of a crop (3, height, width)."""
@@ -97,7 +103,10 @@ def values_of(image_processor: Any) -> PixelValues:
     """How the bytes that `process` gives become the image processor's own values."""
     mean, std = image_processor.image_mean, image_processor.image_std
     table = value_table(mean, std, image_processor.rescale_factor)
-    return PixelValues(table, getattr(image_processor, "temporal_patch_size", 1))
+    frames = getattr(image_processor, "temporal_patch_size", 1)
+    white = 255 * image_processor.rescale_factor  # 1, unless someone has changed it
+    scaled = (tuple(float(value) / white for value in values) for values in (mean, std))
+    return PixelValues(table, frames, *scaled)
 
 
 def process(

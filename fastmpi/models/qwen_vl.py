@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmpi.models.features import ImageFeatures
+from fastmpi.models.pixel_bytes import embeds_bytes, takes_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,13 +27,26 @@ class QwenVL:
     )
 
     def encode(self, model: PreTrainedModel, images: Sequence[Image]) -> ImageFeatures:
-        out = model.model.get_image_features(**self.image_inputs(model, images), return_dict=True)
+        layer = model.model.visual.patch_embed
+        if takes_bytes(layer.proj.weight, images):
+            out = self._encode_bytes(model, layer, images)
+        else:
+            inputs = self.image_inputs(model, images)
+            out = model.model.get_image_features(**inputs, return_dict=True)
         return ImageFeatures(
             tuple(image.key for image in images),
             tuple(len(rows) for rows in out.pooler_output),
             _joined(out.pooler_output),
             tuple(_joined(level) for level in getattr(out, "deepstack_features", None) or ()),
         )
+
+    def _encode_bytes(self, model: PreTrainedModel, layer: Any, images: Sequence[Image]) -> Any:
+        values = images[0].values
+        assert values is not None
+        grids = torch.tensor([image.grid for image in images], device=model.device)
+        pixels = torch.cat([image.stored for image in images]).to(model.device)
+        with embeds_bytes(layer, values.mean, values.std):
+            return model.model.get_image_features(pixels, grids, return_dict=True)
 
     def image_inputs(self, model: PreTrainedModel, images: Sequence[Image]) -> dict[str, Tensor]:
         grids = torch.tensor([image.grid for image in images], device=model.device)
