@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -199,11 +201,18 @@ std::vector<const ImageKernels*> runnable() {
   return found;
 }
 
+void check_wish(const std::string& wish) {
+  if (wish == "plain" || wish == "avx2" || wish == "avx512") return;
+  throw std::invalid_argument("FASTMPI_SIMD must be plain, avx2 or avx512, got '" + wish + "'");
+}
+
 const ImageKernels& choose() {
   const std::vector<const ImageKernels*> kernels = runnable();
   const char* wish = std::getenv("FASTMPI_SIMD");
+  if (wish == nullptr) return *kernels.front();
+  check_wish(wish);
   for (const ImageKernels* found : kernels) {
-    if (wish != nullptr && std::strcmp(wish, found->name) == 0) return *found;
+    if (std::strcmp(wish, found->name) == 0) return *found;
   }
   return *kernels.front();
 }

@@ -31,7 +31,7 @@ struct ImageKernels {
 };
 
 // The fastest variant that this processor runs, or the one that FASTMPI_SIMD names (plain, avx2,
-// avx512) where it runs; read once.
+// avx512) where it runs; read once. Throws std::invalid_argument for another name.
 const ImageKernels& image_kernels();
 
 }  // namespace fastmpi

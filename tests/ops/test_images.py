@@ -69,6 +69,15 @@ def test_large_pictures_resize_as_pillow() -> None:
         np.testing.assert_array_equal(ops.resize(image, *new), pillow_resize(image, *new))
 
 
+@pytest.mark.parametrize("height", [57, 58, 59, 60, 61, 62])
+def test_the_first_pass_is_the_one_that_pillow_takes(height: int) -> None:
+    """Around a height that shrinks by twice what the width does."""
+    image = draw(height, 42)
+    expected = pillow_resize(image, 56, 40)
+    np.testing.assert_array_equal(ops.resize(image, 56, 40), expected)
+    np.testing.assert_array_equal(reference.resize(image, 56, 40), expected)
+
+
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([QWEN2, QWEN3, SMALL]))
 def test_sizes_are_those_of_transformers(height: int, width: int, rule: PatchRule) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -320,6 +329,9 @@ def test_every_variant_gives_the_same_bytes() -> None:
         name, _, found[simd] = run.stdout.partition(b"|")
         assert simd != "plain" or name == b"plain"
     assert found["plain"] == found["avx2"] == found["avx512"]
+    environment = {**os.environ, "FASTMPI_SIMD": "sse"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert b"ValueError: FASTMPI_SIMD must be plain, avx2 or avx512, got 'sse'" in run.stderr
 
 
 @pytest.mark.skipif("FASTMPI_CLEVR_DIR" not in os.environ, reason="FASTMPI_CLEVR_DIR is not set")
