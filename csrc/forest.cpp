@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "threads.h"
+
 namespace fastmpi {
 
 namespace {
@@ -206,23 +208,52 @@ Forest merge_prefixes(const Samples& samples, bool share) {
 
 namespace {
 
-void fill_rows(const Forest& forest, const Samples& samples, const Run& run, std::int64_t* tokens,
-               std::int32_t* image_slots, std::int32_t* subtree_end, std::int32_t* parent) {
-  const std::int64_t row = run.row;
-  std::copy_n(samples.ids + run.first, run.length, tokens + row);
-  std::copy_n(samples.image_slots + run.first, run.length, image_slots + row);
-  std::fill_n(subtree_end + row, run.length, run.end);
-  for (std::int32_t k = 0; k < run.length; ++k) parent[row + k] = run.row + k - 1;
+// The arrays of a layout, T rows and N tokens; see ForestLayout in the twin.
+struct Layout {
+  std::int64_t* tokens;       // (T,)
+  std::int32_t* image_slots;  // (T,)
+  std::int32_t* subtree_end;  // (T,)
+  std::int32_t* parent;       // (T,)
+  std::int32_t* flat_index;   // (N,)
+};
+
+void fill_rows(const Forest& forest, const Samples& samples, const Run& run, const Layout& out) {
+  std::copy_n(samples.ids + run.first, run.length, out.tokens + run.row);
+  std::copy_n(samples.image_slots + run.first, run.length, out.image_slots + run.row);
+  std::fill_n(out.subtree_end + run.row, run.length, run.end);
+  for (std::int32_t k = 0; k < run.length; ++k) out.parent[run.row + k] = run.row + k - 1;
   const Run* above = run.parent == kNone ? nullptr : &forest.runs[index(run.parent)];
-  parent[row] = above == nullptr ? -1 : above->row + above->length - 1;
+  out.parent[run.row] = above == nullptr ? -1 : above->row + above->length - 1;
 }
 
-void fill_flat_index(const Forest& forest, const Samples& samples, std::int32_t* flat_index) {
-  for (std::int64_t s = 0; s < samples.num_samples; ++s) {
-    climb(forest, samples, s, [&](const Run& run, std::int64_t first) {
-      for (std::int32_t k = 0; k < run.length; ++k) flat_index[first + k] = run.row + k;
-    });
-  }
+void fill_flat_index(const Forest& forest, const Samples& samples, std::int64_t sample,
+                     const Layout& out) {
+  climb(forest, samples, sample, [&](const Run& run, std::int64_t first) {
+    for (std::int32_t k = 0; k < run.length; ++k) out.flat_index[first + k] = run.row + k;
+  });
+}
+
+// Runs and samples are written independently, in portions of a few dozen.
+void fill(const Forest& forest, const Samples& samples, std::int64_t num_threads,
+          const Layout& out) {
+  constexpr std::int64_t kPortion = 32;
+  const auto num_runs = static_cast<std::int64_t>(forest.runs.size());
+  const std::int64_t portions_of_runs = (num_runs + kPortion - 1) / kPortion;
+  const std::int64_t portions_of_samples = (samples.num_samples + kPortion - 1) / kPortion;
+  const auto fill_portion = [&](std::int64_t task, std::int64_t) {
+    const bool rows = task < portions_of_runs;
+    const std::int64_t first = kPortion * (rows ? task : task - portions_of_runs);
+    const std::int64_t end = std::min(first + kPortion, rows ? num_runs : samples.num_samples);
+    for (std::int64_t i = first; i < end; ++i) {
+      if (rows) {
+        fill_rows(forest, samples, forest.runs[index(i)], out);
+      } else {
+        fill_flat_index(forest, samples, i, out);
+      }
+    }
+  };
+  parallel_for(portions_of_runs + portions_of_samples,
+               useful_threads(samples.num_tokens, num_threads), fill_portion);
 }
 
 }  // namespace
@@ -231,7 +262,8 @@ void register_forest(py::module_& m) {
   m.def(
       "build_forest",
       [](const Array<std::int64_t>& ids, const Array<std::int32_t>& image_slots,
-         const Array<std::int64_t>& offsets, bool share) {
+         const Array<std::int64_t>& offsets, bool share, std::int64_t num_threads) {
+        check_num_threads(num_threads);
         const Samples samples = view_samples(ids, image_slots, offsets);
         Forest forest;
         {
@@ -243,18 +275,16 @@ void register_forest(py::module_& m) {
         py::array_t<std::int64_t> tokens(num_rows);
         py::array_t<std::int32_t> slots(num_rows), subtree_end(num_rows), parent(num_rows);
         py::array_t<std::int32_t> flat_index(static_cast<py::ssize_t>(samples.num_tokens));
-        std::int64_t* const t = tokens.mutable_data();
-        std::int32_t *const s = slots.mutable_data(), *const e = subtree_end.mutable_data();
-        std::int32_t *const p = parent.mutable_data(), *const f = flat_index.mutable_data();
+        const Layout out{tokens.mutable_data(), slots.mutable_data(), subtree_end.mutable_data(),
+                         parent.mutable_data(), flat_index.mutable_data()};
         {
           py::gil_scoped_release release;
-          for (const Run& run : forest.runs) fill_rows(forest, samples, run, t, s, e, p);
-          fill_flat_index(forest, samples, f);
+          fill(forest, samples, num_threads, out);
         }
         return py::make_tuple(tokens, slots, subtree_end, parent, flat_index);
       },
       py::arg("ids").noconvert(), py::arg("image_slots").noconvert(),
-      py::arg("offsets").noconvert(), py::arg("share"));
+      py::arg("offsets").noconvert(), py::arg("share"), py::arg("num_threads"));
 }
 
 }  // namespace fastmpi

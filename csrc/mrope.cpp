@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "threads.h"
+
 namespace fastmpi {
 
 namespace {
@@ -241,6 +243,24 @@ void fill_forest(const Rope& rope, const std::int32_t* slots, const std::int32_t
   }
 }
 
+// Calls fill_one(sample) for each; where several fail, the first is told, whatever the threads.
+template <typename FillOne>
+void for_each_sample(std::int64_t num_samples, std::int64_t num_tokens, std::int64_t num_threads,
+                     FillOne fill_one) {
+  constexpr std::int64_t kPortion = 8;
+  const auto fill_portion = [&](std::int64_t task, std::int64_t) {
+    const std::int64_t end = std::min(kPortion * (task + 1), num_samples);
+    for (std::int64_t s = kPortion * task; s < end; ++s) fill_one(s);
+  };
+  try {
+    parallel_for((num_samples + kPortion - 1) / kPortion, useful_threads(num_tokens, num_threads),
+                 fill_portion);
+  } catch (const std::invalid_argument&) {
+    for (std::int64_t s = 0; s < num_samples; ++s) fill_one(s);
+    throw;
+  }
+}
+
 // Positions (3, n) and indices inside images (n,).
 class Positions {
  public:
@@ -260,22 +280,25 @@ class Positions {
 
 template <typename Rope>
 py::tuple positions_of_samples(const Array<std::int32_t>& image_slots,
-                               const Array<std::int64_t>& offsets, const Rope& rope) {
+                               const Array<std::int64_t>& offsets, const Rope& rope,
+                               std::int64_t num_threads) {
+  check_num_threads(num_threads);
   const Samples samples = view_images(image_slots, offsets);
   const Positions positions(image_slots.size());
   {
     py::gil_scoped_release release;
-    for (std::int64_t s = 0; s < samples.num_samples; ++s) {
+    for_each_sample(samples.num_samples, samples.num_tokens, num_threads, [&](std::int64_t s) {
       fill_sample(rope, samples.image_slots, s, samples.offsets[s], samples.offsets[s + 1],
                   positions.target());
-    }
+    });
   }
   return positions.tuple();
 }
 
 template <typename Rope>
 void positions_of_batch(const Array<std::int32_t>& image_slots, const Array<std::int64_t>& lengths,
-                        const Rope& rope, Array<std::int32_t>& out) {
+                        const Rope& rope, std::int64_t num_threads, Array<std::int32_t>& out) {
+  check_num_threads(num_threads);
   if (image_slots.ndim() != 2 || lengths.ndim() != 1 || lengths.size() != image_slots.shape(0)) {
     throw std::invalid_argument("image_slots must have shape (B, L) and lengths (B,)");
   }
@@ -300,13 +323,13 @@ void positions_of_batch(const Array<std::int32_t>& image_slots, const Array<std:
   const Target to{axes, axes + n, axes + 2 * n, nullptr};
   {
     py::gil_scoped_release release;
-    for (std::int64_t s = 0; s < num_samples; ++s) {
+    for_each_sample(num_samples, n, num_threads, [&](std::int64_t s) {
       const std::int64_t begin = s * columns, end = begin + length[s];
       fill_sample(rope, slots, s, begin, end, to);
       for (std::int32_t* axis : {to.temporal, to.height, to.width}) {
         std::fill(axis + end, axis + begin + columns, 0);
       }
-    }
+    });
   }
 }
 
@@ -337,17 +360,18 @@ void register_mrope(py::module_& m) {
   using Sizes = const Array<std::int64_t>&;
   m.def(
       "mrope_positions",
-      [](Slots image_slots, Sizes offsets, Slots grid, std::int64_t merge_size) {
-        return positions_of_samples(image_slots, offsets, Mrope(grid, merge_size));
+      [](Slots image_slots, Sizes offsets, Slots grid, std::int64_t merge_size,
+         std::int64_t num_threads) {
+        return positions_of_samples(image_slots, offsets, Mrope(grid, merge_size), num_threads);
       },
-      slots, py::arg("offsets").noconvert(), grids, py::arg("merge_size"));
+      slots, py::arg("offsets").noconvert(), grids, py::arg("merge_size"), py::arg("num_threads"));
   m.def(
       "mrope_batch_positions",
       [](Slots image_slots, Sizes lengths, Slots grid, std::int64_t merge_size,
-         Array<std::int32_t>& out) {
-        positions_of_batch(image_slots, lengths, Mrope(grid, merge_size), out);
+         std::int64_t num_threads, Array<std::int32_t>& out) {
+        positions_of_batch(image_slots, lengths, Mrope(grid, merge_size), num_threads, out);
       },
-      slots, py::arg("lengths").noconvert(), grids, py::arg("merge_size"),
+      slots, py::arg("lengths").noconvert(), grids, py::arg("merge_size"), py::arg("num_threads"),
       py::arg("out").noconvert());
   m.def(
       "mrope_forest_positions",
@@ -357,10 +381,10 @@ void register_mrope(py::module_& m) {
       slots, py::arg("parent").noconvert(), grids, py::arg("merge_size"));
   m.def(
       "linear_positions",
-      [](Slots image_slots, Sizes offsets, Slots tokens_per_image) {
-        return positions_of_samples(image_slots, offsets, Linear(tokens_per_image));
+      [](Slots image_slots, Sizes offsets, Slots tokens_per_image, std::int64_t num_threads) {
+        return positions_of_samples(image_slots, offsets, Linear(tokens_per_image), num_threads);
       },
-      slots, py::arg("offsets").noconvert(), counts);
+      slots, py::arg("offsets").noconvert(), counts, py::arg("num_threads"));
   m.def(
       "linear_forest_positions",
       [](Slots image_slots, Slots parent, Slots tokens_per_image) {

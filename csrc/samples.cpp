@@ -1,5 +1,6 @@
 #include "samples.h"
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -29,6 +30,11 @@ void check_num_tokens(std::int64_t num_tokens) {
   if (num_tokens < std::numeric_limits<std::int32_t>::max()) return;
   throw std::invalid_argument("one call takes fewer than 2**31 - 1 tokens, got " +
                               std::to_string(num_tokens));
+}
+
+std::int64_t useful_threads(std::int64_t num_tokens, std::int64_t num_threads) {
+  constexpr std::int64_t kTokensPerThread = 1 << 17;  // about as many as a start takes the time of
+  return std::min(num_threads, 1 + num_tokens / kTokensPerThread);
 }
 
 Samples view_images(const Array<std::int32_t>& image_slots, const Array<std::int64_t>& offsets) {

@@ -20,6 +20,9 @@ struct Samples {
 // Rows and positions are int32: throws std::invalid_argument where that is too small.
 void check_num_tokens(std::int64_t num_tokens);
 
+// Threads that are worth their start for so many tokens.
+std::int64_t useful_threads(std::int64_t num_tokens, std::int64_t num_threads);
+
 // Throws std::invalid_argument unless offsets (S + 1,) are a partition of the tokens.
 void check_offsets(const Array<std::int64_t>& offsets, std::int64_t num_tokens);
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fastmpi import _C
 from fastmpi.ops.arguments import integer_array
+from fastmpi.ops.threads import thread_count
 
 __all__ = [
     "linear_forest_positions",
@@ -25,6 +26,8 @@ def mrope_positions(
     offsets: Int64,  # (S + 1,) sample s is the tokens offsets[s]:offsets[s + 1]
     grids: Int32,  # (I, 3) t, h, w in patches; t is 1
     merge_size: int,
+    *,
+    num_threads: int | None = None,
 ) -> tuple[Int32, Int32]:
     """3-D positions of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: `get_rope_index` of each sample alone.
 
@@ -38,6 +41,7 @@ def mrope_positions(
         integer_array("offsets", offsets, np.int64),
         integer_array("grids", grids, np.int32, ndim=2),
         merge_size,
+        thread_count(num_threads),
     )
 
 
@@ -45,6 +49,8 @@ def linear_positions(
     image_slots: Int32,  # (N,)
     offsets: Int64,  # (S + 1,)
     tokens_per_image: Int32,  # (I,)
+    *,
+    num_threads: int | None = None,
 ) -> tuple[Int32, Int32]:
     """1-D positions 0, 1, 2 ... of each sample in all three axes, as LLaVA counts them.
 
@@ -55,6 +61,7 @@ def linear_positions(
         integer_array("image_slots", image_slots, np.int32),
         integer_array("offsets", offsets, np.int64),
         integer_array("tokens_per_image", tokens_per_image, np.int32),
+        thread_count(num_threads),
     )
 
 
@@ -64,7 +71,8 @@ def mrope_batch_positions(
     grids: Int32,  # (I, 3)
     merge_size: int,
     *,
-    out: Int32 | None = None,  # (3, B, L), to be used again: new memory costs as much as the rest
+    out: Int32 | None = None,  # (3, B, L), memory that is used again
+    num_threads: int | None = None,
 ) -> Int32:
     """The positions of `mrope_positions` for padded samples (3, B, L), 0 in the padding."""
     slots = integer_array("image_slots", image_slots, np.int32, ndim=2)
@@ -77,6 +85,7 @@ def mrope_batch_positions(
         integer_array("lengths", lengths, np.int64),
         integer_array("grids", grids, np.int32, ndim=2),
         merge_size,
+        thread_count(num_threads),
         out,
     )
     return out

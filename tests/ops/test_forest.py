@@ -130,6 +130,42 @@ def test_many_siblings() -> None:
     np.testing.assert_array_equal(forest.tokens[1:], order)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_threads_change_nothing(share: bool) -> None:
+    """Enough tokens for three threads, in samples of very different lengths."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 4000, 200)
+    ids = rng.integers(0, 3, lengths.sum())
+    samples = ids, np.full(len(ids), -1, np.int32), np.cumsum([0, *lengths])
+    alone = build_forest(*samples, share=share, num_threads=1)
+    for num_threads in (2, 3, 7):
+        found = build_forest(*samples, share=share, num_threads=num_threads)
+        for field in dataclasses.fields(ForestLayout):
+            a, b = getattr(alone, field.name), getattr(found, field.name)
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+
+
+def test_a_million_samples_of_one_token() -> None:
+    ids = np.arange(1_000_000) % 1000 - 500  # negative ids too
+    forest = build_forest(ids, np.full(len(ids), -1, np.int32), np.arange(len(ids) + 1))
+    np.testing.assert_array_equal(forest.tokens, np.arange(-500, 500))
+    np.testing.assert_array_equal(forest.flat_index, np.arange(1_000_000) % 1000)
+
+
+def test_a_staircase_of_nested_samples() -> None:
+    """Each sample is one token longer than the one before it, or one shorter."""
+    for steps in (range(400), range(400)[::-1]):
+        forest = build_forest(*text(*([7] * step for step in steps)))
+        assert forest.parent.tolist() == list(range(-1, 398))
+        assert set(forest.subtree_end) == {399}
+
+
+@pytest.mark.parametrize("num_threads", [0, -1, 5000])
+def test_bad_num_threads(num_threads: int) -> None:
+    with pytest.raises(ValueError, match="num_threads must be"):
+        build_forest([1], [-1], [0, 1], num_threads=num_threads)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -235,3 +235,20 @@ def test_positions_into_memory_that_is_used_again() -> None:
     for bad in (out[:2], out[:, :, ::2], out.astype(np.int64), out[0], frozen, [1]):
         with pytest.raises(ValueError, match="out must"):
             mrope_batch_positions(image_slots, lengths, GRIDS, MERGE, out=bad)
+
+
+def test_threads_change_nothing_but_the_time() -> None:
+    """Enough tokens for three threads; of several broken samples the first is named."""
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(-1, len(GRIDS), 40).tolist() for _ in range(3000)]
+    image_slots, offsets = flatten(samples)
+    assert len(image_slots) > 3 * 2**17
+    alone = mrope_positions(image_slots, offsets, GRIDS, MERGE, num_threads=1)
+    for num_threads in (2, 5):
+        found = mrope_positions(image_slots, offsets, GRIDS, MERGE, num_threads=num_threads)
+        for a, b in zip(alone, found, strict=True):
+            np.testing.assert_array_equal(a, b)
+    image_slots[offsets[[900, 1400]]] = 3
+    image_slots[offsets[[900, 1400]] + 1] = 9
+    with pytest.raises(ValueError, match="sample 900: image slot 9"):
+        mrope_positions(image_slots, offsets, GRIDS, MERGE, num_threads=5)
