@@ -82,7 +82,7 @@ def batch_deviation(
     scale is "batch"."""
     if SCALE != "batch":
         return 0.0
-    first = tl.load(rewards).to(tl.float32)
+    first = tl.load(rewards, mask=num_samples > 0, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK_OTHERS], tl.float32)
     for start in range(0, num_samples, BLOCK_OTHERS):
         other = start + tl.arange(0, BLOCK_OTHERS)

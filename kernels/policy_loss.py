@@ -76,7 +76,8 @@ TOKEN_COLUMNS = [
 
 @triton.jit(
     do_not_specialize=["num_tokens", "num_samples", "token_programs"],
-    do_not_specialize_on_alignment=TOKEN_COLUMNS,
+    # counters lie 4 bytes apart, and a launch that a graph captures must compile nothing
+    do_not_specialize_on_alignment=[*TOKEN_COLUMNS, "tickets"],
 )
 def _policy_loss(
     logprob, sequences, weights, old_logprob, ref_logprob,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,12 +122,44 @@ def test_tickets_return_to_zero(device, monkeypatch):
     assert losses[0] == losses[1] and tickets.item() == 0
 
 
-def test_no_tokens_and_no_sequences(device):
-    _check(_scores(0, device))
+COMPILED = """
+import runpy, sys
+import torch
+from fastmpi.kernels import policy_loss as kernels
+
+gate = runpy.run_path(sys.argv[1])
+tickets = iter(torch.zeros(4, 1, dtype=torch.int32).unbind())
+kernels.ticket_counter = lambda _: next(tickets)
+column, ids = torch.zeros(16), torch.zeros(16, dtype=torch.int64)
+with gate["compile_only"](90) as compiled:
+    for _ in range(4):
+        kernels.policy_loss(
+            column, ids, column, None, column, ids, None, None, None, scale="group", eps=1e-4,
+            epsilon=0.2, epsilon_high=0.2, delta=None, beta=0.0, by_sequence=False,
+        )
+print(len(compiled), len({id(kernel) for _, kernel in compiled}))
+"""
+
+
+def test_every_counter_of_tickets_has_the_same_kernel(tmp_path):
+    """Graphs and streams have counters of their own, and capture must not compile."""
+    script = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(script)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4", "1"]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_no_tokens_and_no_sequences(device, scale):
+    _check(_scores(0, device), scale=scale)
     none = torch.zeros(0, device=device)
     ids = none.long()
     options = {"weights": none, "rewards": none, "groups": ids, "backend": "triton"}
-    assert policy_loss(none, ids, **options).loss.item() == 0
+    assert policy_loss(none, ids, **options, scale=scale).loss.item() == 0
 
 
 def test_small_divergences_keep_their_digits(device):
