@@ -100,11 +100,13 @@ def test_an_error_comes_where_its_item_is_taken(prefetch):
 
 
 def test_close_ends_the_thread_and_a_later_take_starts_anew(prefetch):
+    running = set(threading.enumerate())
     ahead = prefetch(lambda n: n, depth=2)
     ahead.take(0)
-    assert any(thread.name == "fastmpi-prefetch" for thread in threading.enumerate())
+    started = set(threading.enumerate()) - running
+    assert [thread.name for thread in started] == ["fastmpi-prefetch"]
     ahead.close()
-    assert not any(thread.name == "fastmpi-prefetch" for thread in threading.enumerate())
+    assert not started & set(threading.enumerate())
     assert ahead.take(1) == 1
 
 

@@ -260,7 +260,9 @@ def change(forest: ForestModel, lora: str) -> None:
 
 
 def test_unknown_backend_is_named(load):
-    with pytest.raises(ValueError, match="attention_backend 'fast' is not one of auto, triton, sdpa"):
+    with pytest.raises(
+        ValueError, match="attention_backend 'fast' is not one of auto, triton, sdpa"
+    ):
         load("llava", attention_backend="fast")
 
 

@@ -12,8 +12,12 @@ def parameters(trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name == "fastmpi-prefetch"]
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    before = set(threading.enumerate())
+    yield
+    after = set(threading.enumerate()) - before
+    assert not [thread for thread in after if thread.name == "fastmpi-prefetch"]
 
 
 @pytest.mark.parametrize("stage", ["cpt", "rl"])
@@ -25,7 +29,6 @@ def test_results_do_not_depend_on_it(world, stage):
         assert metrics["perf/data_wait_s"] > 0
         found[depth] = parameters(trainer)
     assert found[0].equal(found[2])
-    assert not running()
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
@@ -44,4 +47,3 @@ def test_an_error_in_the_thread_ends_the_run_and_the_thread(world, stage, monkey
     monkeypatch.setattr(owner, broken, unreadable)
     with pytest.raises(ValueError, match="row 'r7'"):
         trainer.train()
-    assert not running()
