@@ -83,10 +83,15 @@ def backends() -> list[Backend]:
     """Every backend that the library can use."""
     cuda = _no_cuda()
     return [
-        Backend("forest", "compiled", "merges prefixes, positions, bins", _missing("fastmpi._C")),
-        Backend("attention", "sdpa", "any device"),
+        Backend("packing", "compiled", "images, tokens, forests, positions, bins",
+                _missing("fastmpi._C")),
+        Backend("kernels", "triton", "CUDA: head, attention, advantages, patches",
+                cuda or _missing("triton")),
+        Backend("kernels", "reference", "any device; the judge of the others"),
+        Backend("attention", "triton", "CUDA, the default there", cuda or _missing("triton")),
+        Backend("attention", "sdpa", "any device, the CPU's default"),
         Backend("attention", "flex", "CUDA", cuda or _missing("triton")),
-        Backend("attention", "reference", "any device; the judge of the others"),
+        Backend("attention", "flash", "any device; flash-attn if it is installed, else torch's"),
         Backend("rollout", "native", "any device"),
         Backend("training", "LoRA", "use_peft", _missing("peft", "fastmpi[lora]")),
         Backend("tracking", "metrics.jsonl", "always"),

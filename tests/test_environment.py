@@ -20,9 +20,16 @@ def test_every_backend_is_available_or_says_why():
     names = {backend.name: backend for backend in found.backends}
     assert names["sdpa"].available and names["metrics.jsonl"].available
     if not torch.cuda.is_available():
-        assert "CUDA" in names["flex"].reason
+        assert "CUDA" in names["flex"].reason and "CUDA" in names["triton"].reason
     assert found.devices[0].startswith("cpu: ")
     assert found.to_dict()["backends"][0]["available"] in (True, False)
+
+
+def test_every_attention_backend_is_listed():
+    from fastmpi.ops.forest_attention import BACKENDS
+
+    listed = {backend.name for backend in env.backends() if backend.part == "attention"}
+    assert listed | {"reference"} == set(BACKENDS)
 
 
 def test_missing_package_says_how_to_install_it(monkeypatch):
