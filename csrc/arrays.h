@@ -1,5 +1,5 @@
-// numpy in and out: arguments are C-contiguous arrays of the exact dtype (bind them with
-// noconvert), results own the memory of the vector they were made from.
+// numpy in and out: arguments are C-contiguous, aligned arrays of the exact dtype, results own the
+// memory of the vector they were made from.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -13,8 +13,18 @@ namespace fastmpi {
 
 namespace py = pybind11;
 
+// An argument that is not converted: any other array is a TypeError.
 template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
+class Array : public py::array_t<T, py::array::c_style> {
+ public:
+  using Base = py::array_t<T, py::array::c_style>;
+  using Base::Base;
+
+  static bool check_(py::handle object) {
+    constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    return Base::check_(object) && py::detail::check_flags(object.ptr(), aligned);
+  }
+};
 
 template <typename T>
 py::array_t<T> to_numpy(std::vector<T> values, std::vector<py::ssize_t> shape) {
@@ -32,3 +42,8 @@ py::array_t<T> to_numpy(std::vector<T> values) {
 }
 
 }  // namespace fastmpi
+
+// Signatures show it as the numpy array that it is.
+template <typename T>
+struct pybind11::detail::handle_type_name<fastmpi::Array<T>>
+    : pybind11::detail::handle_type_name<typename fastmpi::Array<T>::Base> {};

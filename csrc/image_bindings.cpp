@@ -188,6 +188,7 @@ void expand_into(const py::array& bytes, const py::array& table, std::int64_t fr
   check_range("bytes' row", shape[1], 0, std::numeric_limits<std::int64_t>::max() / 8192);
   check_num_threads(num_threads);
   std::uint8_t* memory = view_out(out, {shape[0], frames * shape[1]});
+  if (out.size() == 0) return;  // any number of rows
   const auto* source = static_cast<const std::uint8_t*>(bytes.data());
   py::gil_scoped_release release;
   expand(source, shape[0], shape[1] / kChannels, values, num_threads, memory);

@@ -22,6 +22,8 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 using Indices = std::vector<std::int32_t>;
 
+constexpr std::int32_t kMaxRanks = 65'536;
+
 // Shared runs that are told apart; each of the others, which are shorter, counts for every item.
 constexpr std::size_t kMaxShared = 16'384;
 
@@ -267,6 +269,9 @@ void register_ranks(py::module_& m) {
                                       std::to_string(samples.num_samples) + ")");
         }
         if (num_ranks < 1) throw std::invalid_argument("num_ranks must be at least 1");
+        if (num_ranks > kMaxRanks) {
+          throw std::invalid_argument("num_ranks must be at most " + std::to_string(kMaxRanks));
+        }
         if (max_tokens < 1) throw std::invalid_argument("max_tokens must be at least 1");
         const std::int64_t* const group = groups.data();
         Plan plan;

@@ -1,6 +1,6 @@
 """Native ops of fastmpi: use them through fastmpi.ops, which checks the arguments.
 
-Arrays must be C-contiguous and of the exact dtype, else a TypeError.
+Arrays must be C-contiguous, aligned and of the exact dtype, else a TypeError.
 """
 
 from typing import Any

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 
 def integer_array(name: str, values: Any, dtype: Any, ndim: int = 1) -> NDArray[Any]:
-    """`values` as a C-contiguous array of `dtype`; a `ValueError` if any value would change."""
+    """`values` C-contiguous, aligned and of `dtype`; a `ValueError` if any value would change."""
     array = np.asarray(values)
     if array.ndim != ndim:
         raise ValueError(f"{name} must be {ndim}-D, got shape {array.shape}")
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must hold integers, got {array.dtype}")
     if array.dtype == dtype:
-        return np.ascontiguousarray(array)
+        return np.require(array, requirements=["C", "ALIGNED"])
     limits = np.iinfo(dtype)
     if array.size and (array.min() < limits.min or array.max() > limits.max):
         raise ValueError(f"{name} must fit {np.dtype(dtype)}")

@@ -297,6 +297,12 @@ def test_bad_memory_and_tables() -> None:
         ops.image_patches([image], QWEN2, num_threads=10**6)
 
 
+@pytest.mark.parametrize("rows", [2**40, 2**60])
+def test_rows_without_columns_are_no_work(rows: int) -> None:
+    table = ops.value_table(MEAN, STD)
+    assert ops.expand_patches(np.zeros((rows, 0), np.uint8), table).shape == (rows, 0)
+
+
 def test_calls_from_many_threads_agree() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

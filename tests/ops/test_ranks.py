@@ -131,6 +131,7 @@ def test_more_ranks_than_groups() -> None:
         ({"groups": [0]}, r"groups must be 1-D, one per sample \(2\)"),
         ({"groups": [0.5, 1.0]}, "groups must hold integers"),
         ({"num_ranks": 0}, "num_ranks must be at least 1"),
+        ({"num_ranks": 2**31 - 1}, "num_ranks must be at most 65536"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 1, "offsets": [0, 0, 2]}, "sample 1 has 2 tokens, more than max_tokens=1"),
         ({"offsets": [0, 5, 2]}, "offsets must start at 0"),
