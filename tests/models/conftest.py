@@ -31,10 +31,11 @@ def family(request) -> str:
 
 @pytest.fixture
 def load(folders) -> Callable[..., ForestModel]:
-    """`load(family, **options of from_pretrained)` -> a ForestModel of the test's own."""
+    """`load(family, **options of from_pretrained)` -> a ForestModel of the test's own, on the CPU
+    also where there is a GPU."""
 
     def load(family: str, *, dtype: torch.dtype = torch.float32, **options) -> ForestModel:
-        options = {"dtype": dtype, "probe": False, **options}
+        options = {"dtype": dtype, "probe": False, "device": "cpu", **options}
         key = (family, *options.items())
         if key not in _loaded:
             _loaded[key] = ForestModel.from_pretrained(folders[family], **options)

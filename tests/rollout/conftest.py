@@ -26,7 +26,7 @@ def tiny_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def load_tiny(tiny_folders):
     return lambda family, dtype=torch.float64: ForestModel.from_pretrained(
-        tiny_folders[family], dtype=dtype, probe=False
+        tiny_folders[family], dtype=dtype, probe=False, device="cpu"
     )
 
 
