@@ -96,7 +96,8 @@ def _forest_attention(
     """out (T, Hq, D) and the log-sum-exp of the scores, (Hq, T) fp32, which has no gradient."""
     from fastmpi.kernels.forest_attention import forest_attention
 
-    return forest_attention(q, k, v, subtree_end, schedule, scale)
+    with torch.cuda.device_of(q):  # kernels are launched on the current device
+        return forest_attention(q, k, v, subtree_end, schedule, scale)
 
 
 @_forest_attention.register_fake
@@ -123,8 +124,9 @@ def _forest_attention_backward(
     """Gradients of q, k and v, in their shapes and dtypes."""
     from fastmpi.kernels.forest_attention_backward import key_grad, query_grad
 
-    dq, delta = query_grad(q, k, v, out, grad_out, lse, subtree_end, query_schedule, scale)
-    dk, dv = key_grad(q, k, v, grad_out, lse, delta, subtree_end, key_lists, key_parts, scale)
+    with torch.cuda.device_of(q):
+        dq, delta = query_grad(q, k, v, out, grad_out, lse, subtree_end, query_schedule, scale)
+        dk, dv = key_grad(q, k, v, grad_out, lse, delta, subtree_end, key_lists, key_parts, scale)
     return dq, dk, dv
 
 

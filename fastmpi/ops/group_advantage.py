@@ -102,7 +102,8 @@ def _group_advantage(
 
     if validate:  # in here, where torch.compile does not look
         check_finite("rewards", rewards)
-    return launch(rewards, groups, arms, accuracy, scale, eps, (low, high))
+    with torch.cuda.device_of(rewards):  # kernels are launched on the current device
+        return launch(rewards, groups, arms, accuracy, scale, eps, (low, high))
 
 
 @_group_advantage.register_fake

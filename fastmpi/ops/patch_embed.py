@@ -77,7 +77,8 @@ def _patch_embed(patches: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dty
     """
     from fastmpi.kernels.patch_embed import patch_embed as launch
 
-    return launch(patches, weight.to(dtype), bias)
+    with torch.cuda.device_of(patches):  # kernels are launched on the current device
+        return launch(patches, weight.to(dtype), bias)
 
 
 @_patch_embed.register_fake

@@ -161,11 +161,12 @@ def _policy_loss(
 
     if validate:  # in here, where torch.compile does not look
         _check_values(sequences, weights, advantages, rewards, old_logprob, ref_logprob)
-    return launch(
-        logprob, sequences, weights, advantages, rewards, groups, arms, old_logprob, ref_logprob,
-        scale=scale, eps=eps, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta, beta=beta,
-        by_sequence=by_sequence,
-    )  # fmt: skip
+    with torch.cuda.device_of(logprob):  # kernels are launched on the current device
+        return launch(
+            logprob, sequences, weights, advantages, rewards, groups, arms, old_logprob,
+            ref_logprob, scale=scale, eps=eps, epsilon=epsilon, epsilon_high=epsilon_high,
+            delta=delta, beta=beta, by_sequence=by_sequence,
+        )  # fmt: skip
 
 
 @_policy_loss.register_fake
