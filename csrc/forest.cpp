@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "threads.h"
@@ -270,18 +271,25 @@ void register_forest(py::module_& m) {
           py::gil_scoped_release release;
           forest = merge_prefixes(samples, share);
         }
-        // numpy's own memory: for large arrays it asks the kernel for large pages.
+        // The arrays of T rows share a block of numpy's own memory: from 4 MB on it asks the kernel
+        // for large pages.
         const auto num_rows = static_cast<py::ssize_t>(forest.num_rows);
-        py::array_t<std::int64_t> tokens(num_rows);
-        py::array_t<std::int32_t> slots(num_rows), subtree_end(num_rows), parent(num_rows);
+        constexpr auto kRowBytes = sizeof(std::int64_t) + 3 * sizeof(std::int32_t);
+        py::array_t<std::uint8_t> rows(num_rows * static_cast<py::ssize_t>(kRowBytes));
+        auto* tokens = reinterpret_cast<std::int64_t*>(rows.mutable_data());
+        auto* slots = reinterpret_cast<std::int32_t*>(tokens + num_rows);
         py::array_t<std::int32_t> flat_index(static_cast<py::ssize_t>(samples.num_tokens));
-        const Layout out{tokens.mutable_data(), slots.mutable_data(), subtree_end.mutable_data(),
-                         parent.mutable_data(), flat_index.mutable_data()};
+        const Layout out{tokens, slots, slots + num_rows, slots + 2 * num_rows,
+                         flat_index.mutable_data()};
         {
           py::gil_scoped_release release;
           fill(forest, samples, num_threads, out);
         }
-        return py::make_tuple(tokens, slots, subtree_end, parent, flat_index);
+        const auto view = [&](auto* values) {
+          return py::array_t<std::remove_pointer_t<decltype(values)>>(num_rows, values, rows);
+        };
+        return py::make_tuple(view(out.tokens), view(out.image_slots), view(out.subtree_end),
+                              view(out.parent), flat_index);
       },
       py::arg("ids").noconvert(), py::arg("image_slots").noconvert(),
       py::arg("offsets").noconvert(), py::arg("share"), py::arg("num_threads"));
