@@ -1,4 +1,5 @@
-# make demo | make test | make kernels | make lint | make wheel, on a machine with Python, make and a C++ compiler.
+# make demo | make test | make kernels | make lint | make wheel | make sanitize | make fuzz, on a
+# machine with Python, make and a C++ compiler.
 #
 # WHEEL=1 uses a second environment that holds the built wheel instead of this checkout:
 # `make test WHEEL=1` tests what a user installs.
@@ -25,7 +26,7 @@ INSTALL = $(BIN)/pip install -c constraints.txt -e '.[$*]'
 endif
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test kernels lint wheel
+.PHONY: demo test kernels lint wheel sanitize fuzz
 
 demo: $(VENV)/.installed-lora
 	$(BIN)/fastmpi compare $(RECIPE) --overwrite
@@ -39,10 +40,18 @@ test: $(VENV)/.installed-dev
 kernels: $(VENV)/.installed-dev
 	$(BIN)/python scripts/compile_kernels.py --check docs/kernels.md
 
+# The C++ extension's tests under sanitizers: addresses, undefined behaviour, threads.
+sanitize: $(VENV)/.installed-dev
+	scripts/sanitize.sh $(BIN)/python
+
+# A minute of fuzzing for each of its entry points; needs clang.
+fuzz: $(VENV)/.installed-dev
+	PYTHON=$(BIN)/python scripts/fuzz.sh 60
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror csrc/* tests/native/*.cpp
 	$(BIN)/mypy
 
 # A wheel for this Python that runs on every Linux with this machine's C library or a newer one.
