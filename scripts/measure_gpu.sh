@@ -28,7 +28,7 @@ cd "$(mktemp -d)" # where nothing but the installed package can be imported
 pytest=("$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q)
 if [ "${TESTS:-1}" = 1 ]; then
   step tests timeout 900 "${pytest[@]}" "$root/tests/ops"
-  rest=("$root/tests/models" "$root/tests/stages" "$root/tests/benchmarks")
+  rest=("$root/tests/"{models,rollout,stages,benchmarks})
   step tests-of-the-rest timeout 600 "${pytest[@]}" -m gpu "${rest[@]}"
 fi
 

@@ -49,7 +49,11 @@ def head_logits(
 ) -> Tensor:
     """``softcap * tanh(hidden @ head.T / softcap) / temperature``, (N, V)."""
     with torch.autocast(hidden.device.type, enabled=False):  # it would round them to bfloat16
-        logits = hidden @ head.T
+        return shaped_logits(hidden @ head.T, temperature, softcap)
+
+
+def shaped_logits(logits: Tensor, temperature: float = 1.0, softcap: float | None = None) -> Tensor:
+    """``softcap * tanh(logits / softcap) / temperature``."""
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return logits / temperature if temperature != 1.0 else logits

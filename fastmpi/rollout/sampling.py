@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmpi.reference.token_logprob import head_logits, score_dtype
+from fastmpi.reference.token_logprob import score_dtype, shaped_logits
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,28 @@ class Sampler:
         if len(forbidden) == vocabulary:
             raise ValueError("every token is forbidden")
         self._params = params
-        self._head = head.detach().to(score_dtype(head.dtype))
+        self._head = head.detach()
+        if not head.is_cuda:  # CUDA multiplies 16-bit operands into float32, the CPU does not
+            self._head = self._head.to(score_dtype(head.dtype))
         self._softcap = softcap
         self._forbidden = torch.tensor(forbidden, dtype=torch.int64, device=head.device)
 
     def __call__(self, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B,) and their log-probs (B,) from hidden states (B, H) and uniforms (B,)."""
         params = self._params
-        hidden = hidden.to(self._head.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):  # logits are never narrow
-            logits = head_logits(hidden, self._head, params.temperature or 1.0, self._softcap)
+        logits = shaped_logits(self._product(hidden), params.temperature or 1.0, self._softcap)
         allowed = logits.index_fill(-1, self._forbidden, -torch.inf)
         tokens = allowed.argmax(-1) if params.temperature == 0 else self._draw(allowed, uniform)
         chosen = logits.gather(-1, tokens[:, None])[:, 0]
         return tokens, chosen - logits.logsumexp(-1)
+
+    def _product(self, hidden: Tensor) -> Tensor:
+        """(B, V) logits, in float32 at least."""
+        hidden = hidden.to(self._head.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round them to bfloat16
+            if self._head.element_size() == 2:
+                return torch.mm(hidden, self._head.T, out_dtype=torch.float32)
+            return hidden @ self._head.T
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         if self._params.top_k:

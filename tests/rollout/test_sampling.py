@@ -116,3 +116,18 @@ def test_wrong_forbidden_tokens():
         _sampler(LOGITS, forbidden_token_ids=(7,))
     with pytest.raises(ValueError, match="every token is forbidden"):
         _sampler(LOGITS, forbidden_token_ids=tuple(range(7)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_logits_on_cuda_are_not_rounded(dtype, softcap):
+    hidden = torch.randn(8, 256, device="cuda").to(dtype)
+    head = torch.randn(5000, 256, device="cuda").to(dtype)
+    sampler = Sampler(SamplingParams(max_tokens=1, temperature=0.7), head, softcap, ())
+    with torch.autocast("cuda", torch.bfloat16):
+        tokens, logprobs = sampler(hidden, torch.rand(8, device="cuda", dtype=torch.float64))
+    logits = hidden.double() @ head.double().T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    wanted = (logits / 0.7).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs.double(), wanted, rtol=0, atol=1e-4)
