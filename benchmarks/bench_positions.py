@@ -2,7 +2,7 @@
 
 `get_rope_index` is transformers' own; it returns the same numbers as int64. `numpy` knows where the
 images are and assigns slices: the least that Python can do. Ours and numpy's arm write to memory
-that is used again; `fastmpi new` asks for new memory.
+that is used again; `fastmpi new` asks for new memory. All run on one thread, but `fastmpi threads`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def cases(device: torch.device, small: bool) -> list[Case]:
     arms: dict[str, Callable[[], Run]] = {
         "fastmpi": lambda: partial(_ours, rows(), new_positions()),
         "fastmpi new": lambda: partial(_ours, rows(), None),
+        "fastmpi threads": lambda: partial(_ours, rows(), new_positions(), None),
         "get_rope_index": lambda: _get_rope_index(rows()),
         "numpy": lambda: partial(_numpy, rows(), new_positions()),
     }
@@ -69,8 +70,10 @@ def new_positions() -> NDArray[np.int32]:
     return np.zeros((3, ROWS, LENGTH), np.int32)
 
 
-def _ours(rows: Rows, out: NDArray[np.int32] | None) -> Outputs:
-    found = mrope_batch_positions(rows.image_slots, rows.lengths, rows.grids, MERGE, out=out)
+def _ours(rows: Rows, out: NDArray[np.int32] | None, num_threads: int | None = 1) -> Outputs:
+    found = mrope_batch_positions(
+        rows.image_slots, rows.lengths, rows.grids, MERGE, out=out, num_threads=num_threads
+    )
     return {"positions": torch.from_numpy(found)}
 
 
