@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmpi.ops import attention_flash, attention_flex, attention_sdpa, attention_triton
+from fastmpi.ops.tensor_checks import check_tensor
 from fastmpi.reference.forest_attention import forest_attention as reference_forest_attention
 
 _MODULES: dict[str, ModuleType] = {
@@ -102,9 +103,13 @@ def _check_backend(backend: str, q: Tensor) -> None:
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, subtree_end: Tensor) -> None:
+    for name, value in {"q": q, "k": k, "v": v, "subtree_end": subtree_end}.items():
+        check_tensor(name, value)
     if not (q.ndim == k.ndim == v.ndim == 3) or k.shape != v.shape:
         shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         raise ValueError(f"q is (T, Hq, D), k and v are (T, Hkv, D), not {shapes}")
+    if not all(k.shape[1:]):
+        raise ValueError(f"k and v {tuple(k.shape)} have no heads, or heads without numbers")
     if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k and v {tuple(k.shape)}")
     if not q.dtype.is_floating_point or not (q.dtype == k.dtype == v.dtype):

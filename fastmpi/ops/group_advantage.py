@@ -50,10 +50,13 @@ def group_advantage(
     if accuracy is not None:
         check_shape("accuracy", accuracy, (len(rewards),))
         check_device(rewards.device, accuracy=accuracy)
+    low, high = keep_between
+    if not low < high:
+        raise ValueError(f"keep_between must ascend, got {low} and {high}")
     arms = arms if pool == "arm" else None
     if choose_backend(backend, rewards) == "triton":
         return GroupAdvantage(
-            *_group_advantage(rewards, groups, arms, accuracy, scale, eps, *keep_between, validate)
+            *_group_advantage(rewards, groups, arms, accuracy, scale, eps, low, high, validate)
         )
     if validate:
         check_finite("rewards", rewards)

@@ -25,6 +25,9 @@ def check_head_arguments(
     """Raise ``ValueError`` for shapes and options that cannot be; `check_scores` sees values."""
     check_shape("hidden", hidden, (None, None))
     check_shape("head", head, (None, hidden.shape[1]))
+    for name, tensor in {"hidden": hidden, "head": head}.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must hold floats, got {tensor.dtype}")
     check_shape("rows", rows, (None,))
     check_shape("targets", targets, (len(rows),))
     check_device(hidden.device, head=head, rows=rows, targets=targets)

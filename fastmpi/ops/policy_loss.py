@@ -91,14 +91,16 @@ def check_clipping(epsilon: float, epsilon_high: float, delta: float | None) -> 
     """Raise ``ValueError`` unless the bounds of the ratio are in order."""
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon must lie in [0, 1], got {epsilon}")
-    if epsilon_high < 0:
+    if not epsilon_high >= 0:
         raise ValueError(f"epsilon_high must not be negative, got {epsilon_high}")
-    if delta is not None and delta <= 1 + epsilon_high:
+    if delta is not None and not delta > 1 + epsilon_high:
         raise ValueError(f"delta must be above 1 + epsilon_high = {1 + epsilon_high}, got {delta}")
 
 
 def check_level(level: str, beta: float, ref_logprob: Tensor | None) -> None:
     """Raise ``ValueError`` for an unknown level of ratios, and for a KL without its reference."""
+    if not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
     if level not in LEVELS:
         raise ValueError(f"importance_sampling_level must be one of {LEVELS}, got {level!r}")
     if beta != 0 and ref_logprob is None:

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 
+def check_tensor(name: str, value: object) -> None:
+    """``value`` is a tensor; of arrays, which have devices and dtypes too, torch knows nothing."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """``tensor`` has this shape; None stands for any length."""
+    """``tensor`` is one, of this shape; None stands for any length."""
+    check_tensor(name, tensor)
     agrees = tensor.ndim == len(shape) and all(
         length is None or length == actual
         for length, actual in zip(shape, tensor.shape, strict=True)

@@ -100,6 +100,7 @@ def test_one_sample_and_no_samples(scale):
         ({"eps": -1.0}, "eps must not be negative"),
         ({"arms": torch.tensor([1])}, r"arms must have shape \(2\)"),
         ({"accuracy": torch.zeros(3)}, r"accuracy must have shape \(2\)"),
+        ({"keep_between": (0.9, 0.1)}, "keep_between must ascend"),
         ({"scale": "std"}, "scale must be one of"),
         ({"pool": "arms"}, "pool must be one of"),
         ({"pool": "arm"}, 'pool="arm" needs arms'),

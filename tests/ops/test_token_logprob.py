@@ -140,6 +140,8 @@ def test_chunks_keep_no_logits_for_the_backward_pass():
         ({"targets": torch.tensor([0, 0, 0, 0, 0, 0, -1])}, r"targets must lie in \[0, 11\)"),
         ({"targets": torch.tensor([1])}, r"targets must have shape \(7\)"),
         ({"rows": torch.zeros(7)}, "rows must be int32 or int64"),
+        ({"rows": torch.zeros(7).numpy()}, "rows must be a tensor, got ndarray"),
+        ({"head": torch.zeros(11, 5, dtype=int)}, "head must hold floats, got torch.int64"),
         ({"head": torch.zeros(11, 4)}, r"head must have shape \(\*, 5\)"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"softcap": -1.0}, "softcap must be above 0"),
