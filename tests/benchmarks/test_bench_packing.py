@@ -23,7 +23,7 @@ def test_every_arm_of_the_forest_is_exact(monkeypatch):
     monkeypatch.setattr(bench_forest, "RESPONSE", 7)
     plain, placed = bench_forest.cases(CPU, small=True)
     for case, arms in (
-        (plain, ["fastmpi", "numpy", "python_trie"]),
+        (plain, ["fastmpi", "numpy", "fastmpi threads", "python_trie"]),
         (placed, ["fastmpi", "numpy"]),
     ):
         found = errors(case)
@@ -32,7 +32,9 @@ def test_every_arm_of_the_forest_is_exact(monkeypatch):
     assert "positions" in found["numpy"]["errors"]
 
 
-@pytest.mark.parametrize("arm", ["fastmpi", "fastmpi new", "numpy", "get_rope_index"])
+@pytest.mark.parametrize(
+    "arm", ["fastmpi", "fastmpi new", "fastmpi threads", "numpy", "get_rope_index"]
+)
 def test_every_arm_of_the_positions_is_exact(monkeypatch, arm):
     monkeypatch.setattr(bench_positions, "ROWS", 3)
     [case] = bench_positions.cases(CPU, small=True)
