@@ -41,8 +41,8 @@ fuzzer() {
 for entry in "${ENTRIES[@]}"; do
   found=build/fuzz/found/$entry reduced=build/fuzz/reduced/$entry
   "$PYTHON" tests/native/corpus.py unpack "$entry" "$found"
-  fuzzer "$entry" -max_total_time="$SECONDS_EACH" -max_len=400 -timeout=60 -rss_limit_mb=4000 \
-    -artifact_prefix="build/fuzz/$entry-" "$found"
+  fuzzer "$entry" -max_total_time="$SECONDS_EACH" -max_len=400 -len_control=5 -timeout=60 \
+    -rss_limit_mb=4000 -artifact_prefix="build/fuzz/$entry-" "$found"
   printf '%-26s%s\n' "$entry" "$(grep DONE "build/fuzz/$entry.log")"
   rm -rf "$reduced" && mkdir -p "$reduced"
   fuzzer "$entry" -merge=1 "$reduced" "$found"

@@ -37,7 +37,7 @@ test_under() {
   shift 2
   printf '\n== %s: tests (%s s)\n' "${extension[0]}" "$SECONDS"
   "$@" env LD_PRELOAD="$preload" "$PYTHON" tests/native/with_extension.py "${extension[0]}" \
-    -q -p no:cacheprovider -p no:xdist -p no:benchmark "${TESTS[@]}"
+    -q --capture=sys -p no:cacheprovider -p no:xdist -p no:benchmark "${TESTS[@]}"
 }
 
 address() {
