@@ -18,6 +18,13 @@ from fastmpi.rollout.sampling import SamplingParams
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
+SIZES = ((60, 90, 3), (100, 50, 3))
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions of fp32 are fp32, which cuDNN does not do by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def prompts(forest: ForestModel) -> list[Prompt]:
@@ -31,9 +38,6 @@ def prompts(forest: ForestModel) -> list[Prompt]:
         image = forest.processor.image(PIL.Image.fromarray(pixels))
         made.append(forest.processor.prompt([{"role": "user", "content": content}], [image]))
     return made
-
-
-SIZES = ((60, 90, 3), (100, 50, 3))
 
 
 def trained(forest: ForestModel, dtype: torch.dtype | None = None) -> list[Tensor]:
