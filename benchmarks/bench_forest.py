@@ -45,7 +45,10 @@ def cases(device: torch.device, small: bool) -> list[Case]:
     """The same on any device, since the CPU does it."""
     load = cache(draw)
     name = f"{PROMPTS} x {RESPONSES}, {PROMPT} + {RESPONSE} tokens"
-    return [_case(name, load, False), _case(f"{name}, with positions", load, True)]
+    return [
+        _case(f"layout, {name}", load, False),
+        _case(f"layout and positions, {name}", load, True),
+    ]
 
 
 def _case(name: str, load: Callable[[], Load], positions: bool) -> Case:
