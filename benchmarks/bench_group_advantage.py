@@ -36,7 +36,7 @@ class Rollouts:
 
 
 def cases(device: torch.device, small: bool) -> list[Case]:
-    """The issue's 64 groups of 16 with 256 tokens each, or a few short ones."""
+    """64 groups of 16 with 256 tokens each, or a few short ones."""
     return [_case(8, 64, device)] if small else [_case(64, 256, device)]
 
 

@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastmpi.bench import BenchInputs, check_case
-from fastmpi.benchmarks.harness import OUT_OF_MEMORY, Case, run_case
+from fastmpi.benchmarks.harness import Case, run_case
 from fastmpi.benchmarks.record import add_case, kept_cases, new_record, write_json
 from fastmpi.benchmarks.timing import measure_limits
 
 RUNS = {"cuda": 30, "cpu": 10}
+COLUMNS = ("arm", "ms", "p20 to p80", "times ours", "95 %", "peak MiB", "error", "of limit")
 
 
 def run_bench(inputs: BenchInputs) -> dict[str, Any]:
@@ -31,13 +32,13 @@ def run_bench(inputs: BenchInputs) -> dict[str, Any]:
         record["cases"] = kept_cases(Path(inputs.json), record)
     record["limits"] = measure_limits(device)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{inputs.name} on {record['device']}, commit {record['commit']}")
+    console.print(f"{inputs.name} on {record['device']}, at {record['commit']}")
     for case in _consumed(cases):
         found = run_case(case, device=device, runs=runs, limits=record["limits"])
         add_case(record, found)
         console.print(case_table(found))
-        for arm, reason in found["missing"].items():
-            console.print(escape(f"{arm}: {reason}"))
+        for reason, arms in by_reason(found["missing"]).items():
+            console.print(escape(f"not run: {', '.join(arms)} ({reason})"))
         if inputs.json is not None:
             write_json(Path(inputs.json), record)
     return record
@@ -60,18 +61,28 @@ def _consumed(cases: list[Case]) -> Iterator[Case]:
 
 
 def case_table(case: dict[str, Any]) -> Table:
-    """One row for each arm that ran, or ran out of memory."""
-    columns = ("arm", "ms", "p20 to p80", "times ours", "95 %", "peak MiB", "error", "share")
+    """One row for each arm that ran, or ran out of memory; a column without values is left out."""
+    rows = [[name, *_numbers(arm, case["ratio"].get(name))] for name, arm in case["arms"].items()]
+    used = [i for i, values in enumerate(zip(*rows, strict=True)) if any(values)]
+    columns = [COLUMNS[i] for i in used]
     table = Table(*columns, title=escape(case["case"]), title_justify="left")
-    for name, arm in case["arms"].items():
-        if arm == OUT_OF_MEMORY:
-            table.add_row(name, OUT_OF_MEMORY)
-        else:
-            table.add_row(name, *_numbers(arm, case["ratio"].get(name)))
+    for row in rows:
+        table.add_row(*(row[i] for i in used))
     return table
 
 
-def _numbers(arm: dict[str, Any], ratio: dict[str, float] | None) -> list[str]:
+def by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
+    """The arms that did not run, by the reason why."""
+    arms: dict[str, list[str]] = {}
+    for arm, reason in missing.items():
+        arms.setdefault(reason, []).append(arm)
+    return arms
+
+
+def _numbers(arm: dict[str, Any] | str, ratio: dict[str, float] | None) -> list[str]:
+    """What stands in `COLUMNS` after the arm's name."""
+    if isinstance(arm, str):
+        return [arm, *[""] * (len(COLUMNS) - 2)]
     ms = arm["ms"]
     interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else ""
     return [

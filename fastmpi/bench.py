@@ -20,6 +20,12 @@ BENCHES = {
     "update": "a model's whole update, with and without merged prefixes",
 }
 
+COLUMNS = """Columns: the median of the runs in ms (on CUDA between events, on the CPU by the wall
+clock); their middle three fifths; the arm's time over fastmpi's, paired round by round, with its
+95 % bootstrap interval; the most memory held above what was allocated before (CUDA); the error
+against float64; the least time of the counted work at the device's measured limits, over the arm's
+time (CUDA)."""
+
 
 @dataclass(kw_only=True)
 class BenchInputs(Settings):

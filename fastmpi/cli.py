@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi import __version__
-from fastmpi.bench import BENCHES, BenchInputs, known_benches
+from fastmpi.bench import BENCHES, COLUMNS, BenchInputs, known_benches
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.flags import Flag, Parser, add_flags, flags_of, parse, plain_value
 from fastmpi.recipe import STAGES, Recipe, find_recipe, stage_plan
@@ -84,9 +84,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: fastmpi COMMAND [--config x.yaml] [flags]", ""]
-    lines += [__doc__ or "", "commands:"]
-    lines[2] = "Teach a vision-language model a policy until it follows it without seeing it."
+    what = "Teach a vision-language model a policy until it follows it without seeing it."
+    lines = ["usage: fastmpi COMMAND [--config x.yaml] [flags]", "", what, "", "commands:"]
     lines += [f"  {name:<20}{command.help}" for name, command in COMMANDS.items()]
     lines += ["", "fastmpi COMMAND --help explains its flags."]
     return "\n".join(lines)
@@ -275,6 +274,7 @@ def _bench(words: Sequence[str]) -> int:
     described = "; ".join(f"{name}: {what}" for name, what in BENCHES.items())
     flags = flags_of(BenchInputs, leave_out=["name"])
     parser = _parser("bench", "name", described)
+    parser.epilog = COLUMNS
     add_flags(parser, flags, "the measurement")
     namespace, values, _ = parse(parser, words, flags)
     if namespace.name is None:
