@@ -128,7 +128,7 @@ def best_of_five_ratio(arm: str) -> Callable[[Case], float | None]:
     def value(case: Case) -> float | None:
         ours, theirs = (case["arms"].get(name) for name in ("fastmpi", arm))
         ran = isinstance(ours, dict) and isinstance(theirs, dict)
-        return theirs["wall_ms"]["p20"] / ours["wall_ms"]["p20"] if ran else None
+        return theirs["ms"]["p20"] / ours["ms"]["p20"] if ran else None
 
     return value
 
