@@ -110,7 +110,8 @@ class TrainingConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     attention_backend: str = "auto"
-    """Backend of the forest attention; "auto" takes the fastest one that works."""
+    """Backend of the forest attention: "triton", "flex", "flash", "sdpa" or "reference"; "auto" is
+    "triton" on CUDA and "sdpa" on the CPU."""
 
     use_peft: bool = False
     """Train a LoRA adapter instead of the weights; it is merged into the saved model."""
