@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 ABSENT = ["torch", "transformers"]
 
@@ -29,6 +28,8 @@ def load_extension(path: Path) -> None:
 
 class WithoutTorch:
     def pytest_configure(self) -> None:
+        from hypothesis import settings
+
         sys.modules.update(dict.fromkeys(ABSENT))  # type: ignore[arg-type]
         settings.register_profile("sanitized", deadline=None)
         settings.load_profile("sanitized")
