@@ -74,7 +74,8 @@ def image_patches(
 
     Without a table, the resized bytes, one frame. With one, its values, and the frame repeated
     `frames` times: ``value_table(mean, std)`` and 2 give what transformers' PIL processors give,
-    bit for bit; ``bfloat16_bits`` of it the same in bfloat16, as uint16.
+    bit for bit; ``bfloat16_bits`` of it the same in bfloat16, as uint16. A `ValueError` names the
+    picture that is not RGB in bytes or too thin, or says what is wrong with table or memory.
     """
     pixels = [_pixels(image, f"picture {i}") for i, image in enumerate(images)]
     sizes = np.array([array.shape[:2] for array in pixels], np.int64).reshape(-1, 2)

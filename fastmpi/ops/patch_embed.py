@@ -44,7 +44,8 @@ def fold_patch_weight(
 ) -> tuple[Tensor, Tensor]:
     """Weight (E, C * p * p) and bias (E,): `patch_embed` is ``(patches - 128) @ weight.T + bias``.
 
-    In float32, float64 for a float64 weight; differentiable.
+    In float32, float64 for a float64 weight; differentiable. ``mean`` and ``std`` are of pixels in
+    [0, 1]. Raises ``ValueError`` for shapes and types that do not fit.
     """
     _check_weight(weight, mean, std)
     return reference.fold_patch_weight(weight, mean, std)

@@ -115,7 +115,9 @@ def policy_head(
     ``importance_sampling_level="sequence"`` is GSPO: one ratio per sequence from the mean over its
     tokens of non-zero weight, so a sequence must lie in one call. ``epsilon_high`` None means
     ``epsilon``; ``delta`` is the upper bound of two-sided clipping. ``beta`` needs ``ref_logprob``.
-    Names and formulas are TRL's (GRPO arXiv 2402.03300, DAPO 2503.14476). Raises ``ValueError`` for
+    Names and formulas are TRL's (GRPO arXiv 2402.03300, DAPO 2503.14476). Returns the loss, which
+    alone is differentiable, in ``hidden`` and ``head``, and detached measures in nats (see
+    `PolicyHeadOutput`); float64 for float64 ``hidden``, else float32. Raises ``ValueError`` for
     shapes, ranges and numbers that cannot be.
     """
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
