@@ -6,23 +6,25 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+# constraints-cpu.txt goes with a CPU build of torch.
+CONSTRAINTS ?= constraints.txt
 export OMP_NUM_THREADS ?= 1
 
 NATIVE := CMakeLists.txt $(wildcard csrc/*)
-SETTINGS := pyproject.toml constraints.txt
+SETTINGS := pyproject.toml constraints.txt constraints-cpu.txt
 RECIPE := recipes/demo$(if $(QUICK),_quick).yaml
 
 ifdef WHEEL
 VENV := .venv-wheel
 # The wheel is rebuilt when anything that goes into it changes.
 SOURCES := $(SETTINGS) $(NATIVE) $(shell find fastmpi kernels recipes -type f -not -name '*.pyc')
-INSTALL = $(BIN)/pip install -c constraints.txt --force-reinstall --no-deps dist/fastmpi-*.whl && \
-	wheel=$$(echo dist/fastmpi-*.whl) && $(BIN)/pip install -c constraints.txt "$$wheel[$*]"
+INSTALL = $(BIN)/pip install -c $(CONSTRAINTS) --force-reinstall --no-deps dist/fastmpi-*.whl && \
+	wheel=$$(echo dist/fastmpi-*.whl) && $(BIN)/pip install -c $(CONSTRAINTS) "$$wheel[$*]"
 else
 VENV := .venv
 # Python files are read from the checkout: only the extension and the settings need installing.
 SOURCES := $(SETTINGS) $(NATIVE)
-INSTALL = $(BIN)/pip install -c constraints.txt -e '.[$*]'
+INSTALL = $(BIN)/pip install -c $(CONSTRAINTS) -e '.[$*]'
 endif
 BIN := $(CURDIR)/$(VENV)/bin
 

@@ -314,7 +314,7 @@ def test_calls_from_many_threads_agree() -> None:
             np.testing.assert_array_equal(patches, expected)
 
 
-def test_every_variant_gives_the_same_bytes() -> None:
+def test_every_variant_gives_the_same_bytes(tmp_path: Path) -> None:
     """Each in a process of its own, since the choice is made once. Those that this processor does
     not run are replaced by its fastest."""
     script = (
@@ -326,17 +326,18 @@ def test_every_variant_gives_the_same_bytes() -> None:
         "pixels = [resize(image, *shape).tobytes() for shape in shapes]\n"
         "sys.stdout.buffer.write(_C.image_kernels().encode() + b'|' + b''.join(pixels))\n"
     )
+    command = [sys.executable, "-c", script]  # where the source tree is not in the way
     found = {}
     for simd in ("plain", "avx2", "avx512"):
         environment = {**os.environ, "FASTMPI_SIMD": simd}
         run = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+            command, env=environment, cwd=tmp_path, capture_output=True, check=True
         )
         name, _, found[simd] = run.stdout.partition(b"|")
         assert simd != "plain" or name == b"plain"
     assert found["plain"] == found["avx2"] == found["avx512"]
     environment = {**os.environ, "FASTMPI_SIMD": "sse"}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True)
     assert b"ValueError: FASTMPI_SIMD must be plain, avx2 or avx512, got 'sse'" in run.stderr
 
 
