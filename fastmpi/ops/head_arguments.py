@@ -35,8 +35,8 @@ def check_head_arguments(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be above 0 or None, got {softcap}")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1 or None, got {chunk_rows}")
+    if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
+        raise ValueError(f"chunk_rows must be an integer of at least 1 or None, got {chunk_rows}")
     if dtype is not None and dtype not in (*KERNEL_DTYPES, hidden.dtype):
         raise ValueError(f"dtype must be a float type no wider than hidden's, got {dtype}")
 

@@ -233,7 +233,7 @@ def test_compiles_into_one_graph():
         ({"advantages": ADVANTAGES[:2]}, r"sequences must lie in \[0, 2\)"),
         ({"advantages": ADVANTAGES.to("meta")}, "advantages must be on .*, got meta"),
         ({"old_logprob": WEIGHTS.to("meta")}, "old_logprob must be on .*, got meta"),
-        ({"chunk_rows": -1}, "chunk_rows must be at least 1"),
+        ({"chunk_rows": -1}, "chunk_rows must be an integer"),
     ],
 )
 def test_wrong_arguments(change, message):
