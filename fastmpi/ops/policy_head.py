@@ -27,28 +27,16 @@ from fastmpi.ops.head_arguments import (
 from fastmpi.ops.policy_loss import (
     check_advantages,
     check_clipping,
+    check_columns,
     check_level,
     policy_loss,
 )
-from fastmpi.ops.tensor_checks import check_device, check_shape, check_values
+from fastmpi.ops.tensor_checks import check_device, check_values
 from fastmpi.ops.token_logprob import token_logprob
 from fastmpi.reference import policy_head as reference
 from fastmpi.reference.policy_head import PolicyHeadOutput
 
 __all__ = ["PolicyHeadOutput", "policy_head"]
-
-
-def _check_columns(
-    count: int, device: torch.device, sequences: Tensor, weights: Tensor, old: Tensor | None,
-    ref: Tensor | None,
-) -> None:  # fmt: skip
-    columns = {
-        "sequences": sequences, "weights": weights, "old_logprob": old, "ref_logprob": ref,
-    }  # fmt: skip
-    check_device(device, **columns)
-    for name, values in columns.items():
-        if values is not None:
-            check_shape(name, values, (count,))
 
 
 def _check_values(
@@ -124,7 +112,7 @@ def policy_head(
     check_head_arguments(hidden, head, rows, targets, temperature, softcap, chunk_rows, dtype)
     check_clipping(epsilon, epsilon_high, delta)
     check_level(importance_sampling_level, beta, ref_logprob)
-    _check_columns(len(rows), hidden.device, sequences, weights, old_logprob, ref_logprob)
+    check_columns(rows, sequences, weights, old_logprob, ref_logprob)
     advantages = _advantages(advantages, rewards, groups, arms, scale, pool, eps)
     clip: dict[str, Any] = {
         "epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta, "beta": beta,

@@ -54,14 +54,8 @@ def policy_loss(
     check_level(importance_sampling_level, beta, ref_logprob)
     check_advantages(advantages, rewards, groups, arms, scale, pool, eps)
     check_shape("logprob", logprob, (None,))
-    columns = {
-        "sequences": sequences, "weights": weights,
-        "old_logprob": old_logprob, "ref_logprob": ref_logprob,
-    }  # fmt: skip
-    for name, column in columns.items():
-        if column is not None:
-            check_shape(name, column, (len(logprob),))
-    check_device(logprob.device, **columns, advantages=advantages, rewards=rewards)
+    check_columns(logprob, sequences, weights, old_logprob, ref_logprob)
+    check_device(logprob.device, advantages=advantages, rewards=rewards)
     logprob = logprob.to(score_dtype(logprob.dtype))
     clip: dict[str, Any] = {
         "epsilon": epsilon, "epsilon_high": epsilon_high, "delta": delta, "beta": beta,
@@ -85,6 +79,19 @@ def policy_loss(
         logprob, sequences, weights, advantages.detach(), old_logprob=old_logprob,
         ref_logprob=ref_logprob, importance_sampling_level=importance_sampling_level, **clip,
     )  # fmt: skip
+
+
+def check_columns(
+    scores: Tensor, sequences: Tensor, weights: Tensor, old: Tensor | None, ref: Tensor | None
+) -> None:
+    """Raise ``ValueError`` unless each column has a value for every one of ``scores`` (M,)."""
+    columns = {
+        "sequences": sequences, "weights": weights, "old_logprob": old, "ref_logprob": ref,
+    }  # fmt: skip
+    for name, column in columns.items():
+        if column is not None:
+            check_shape(name, column, (len(scores),))
+    check_device(scores.device, **columns)
 
 
 def check_clipping(epsilon: float, epsilon_high: float, delta: float | None) -> None:
