@@ -1,0 +1,18 @@
+"""What a response says of the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Citation:
+    """One condition or rule that a response names.
+
+    id: as written ("1.2", "OCR.1"). exists: the policy has such a condition. faithful: it exists,
+    and the test that the response quotes is the one that stands there.
+    """
+
+    id: str
+    exists: bool
+    faithful: bool
