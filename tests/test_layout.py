@@ -25,7 +25,7 @@ LAYERS = [
     {"recipe"},
     {"stages"},
     {"benchmarks"},
-    {"cli", "flags", "__main__"},
+    {"cli", "commands", "flags", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

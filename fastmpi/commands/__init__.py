@@ -1,0 +1,1 @@
+"""What each command of `fastmpi` does; `fastmpi/cli.py` finds them here."""
