@@ -2,12 +2,14 @@
 
 `build` makes a data set in memory, `generate` writes one:
 
-    policies.jsonl   the policies, with their trees
-    train.jsonl      questions and answers, each training scene with each policy
-    train_cot.jsonl  some of these rows with the reasoning that walks the tree
-    test.jsonl       questions and answers on scenes of their own, one policy each
-    images/          the pictures
-    meta.json        the settings and what came of them
+    policies.jsonl           the policies, with their trees
+    train.jsonl              questions and answers, each training scene with each policy
+    train_cot.jsonl          some of these rows with the reasoning that walks the tree
+    test.jsonl               questions and answers on scenes of their own, one policy each
+    override_policies.jsonl  another policy under each name, see `clevr_override`
+    override.jsonl           the test rows with the answers of these
+    images/                  the pictures
+    meta.json                the settings and what came of them
 
 The split sizes default to the paper's (§2 of arXiv 2510.09474: 2,000 training scenes times 10
 policies, 2,526 rows of reasoning, 2,000 test rows). Its reasoning is a model's, filtered; ours is
@@ -18,10 +20,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ import PIL.Image
 from fastmpi.data.renderer import render_scene
 from fastmpi.data.scenes import Scene
 from fastmpi.policies import clevr_pictures as pictures
+from fastmpi.policies.clevr_override import override_rows, override_trees
 from fastmpi.policies.clevr_rows import (
     Row,
     picture_name,
@@ -50,6 +52,7 @@ from fastmpi.policies.clevr_world import (
     draw_scenes,
     sample_tree,
 )
+from fastmpi.policies.files import new_folder, write_rows
 from fastmpi.policies.policy import Policy, PolicySet
 from fastmpi.settings import Settings
 
@@ -131,6 +134,8 @@ class ClevrPolicyData:
     train_cot: list[Row]
     test: list[Row]
     scenes: dict[str, Scene]
+    override_policies: PolicySet
+    override: list[Row]
 
     def picture(self, name: str) -> PIL.Image.Image:
         """The picture that rows call `name`, read or rendered."""
@@ -157,21 +162,25 @@ def build(config: ClevrPolicyConfig) -> ClevrPolicyData:
     train, test, pool = _scenes(config, world, trees, train_rng, test_rng)
     policies = [_policy(config, world, tree, pool, picture_rng) for tree in trees]
     count = config.rows_per_policy or config.num_train
-    scenes = [scene for scene, _ in train]
-    train_rows = training_rows(rows_rng, trees, scenes, count, world.style)
+    train_rows = training_rows(rows_rng, trees, [s for s, _ in train], count, world.style)
     num_cot = min(PAPER_NUM_COT, len(train_rows)) if config.num_cot is None else config.num_cot
+    scenes = {
+        picture_name(split, number, scene): scene
+        for split, scenes in (("train", train), ("test", test))
+        for number, (scene, _) in enumerate(scenes)
+    }
+    test_rows = [without_reasoning(row) for row in testing_rows(trees, test, world.style)]
+    others, override_policies = _others(config, world, trees, pool)
     return ClevrPolicyData(
         config,
         trees,
         PolicySet.from_policies(policies),
         train=[without_reasoning(row) for row in train_rows],
         train_cot=spread(rows_rng, train_rows, num_cot),
-        test=[without_reasoning(row) for row in testing_rows(trees, test, world.style)],
-        scenes={
-            picture_name(split, number, scene): scene
-            for split, scenes in (("train", train), ("test", test))
-            for number, (scene, _) in enumerate(scenes)
-        },
+        test=test_rows,
+        scenes=scenes,
+        override_policies=override_policies,
+        override=override_rows(test_rows, others, scenes),
     )
 
 
@@ -180,19 +189,7 @@ def generate(config: ClevrPolicyConfig) -> Path:
 
     `ValueError` where it exists and is not empty. The folder appears only when it is complete.
     """
-    folder = Path(config.output_dir).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir {folder} is there already, and not empty")
-    data = build(config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-        made = Path(aside) / "data"
-        made.mkdir()
-        write(data, made)
-        if folder.exists():
-            folder.rmdir()
-        made.replace(folder)
-    return folder
+    return new_folder(config.output_dir, lambda folder: write(build(config), folder))
 
 
 def write(data: ClevrPolicyData, folder: Path) -> None:
@@ -204,9 +201,9 @@ def write(data: ClevrPolicyData, folder: Path) -> None:
         else:
             shutil.copyfile(scene.image, folder / name)
     data.policies.to_jsonl(folder / "policies.jsonl", "images/policies")
-    for split in ("train", "train_cot", "test"):
-        lines = [json.dumps(row) + "\n" for row in getattr(data, split)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    data.override_policies.to_jsonl(folder / "override_policies.jsonl", "images/override_policies")
+    for split in ("train", "train_cot", "test", "override"):
+        write_rows(folder / f"{split}.jsonl", getattr(data, split))
     (folder / "meta.json").write_text(json.dumps(summary(data), indent=2), encoding="utf-8")
 
 
@@ -256,6 +253,20 @@ def _scenes(
     pool, test_pool = clevr_pools(*splits, test_rng, config.num_test)
     train = choose_scenes(train_rng, trees, config.num_train, pool)
     return train, choose_scenes(test_rng, trees, config.num_test, test_pool), pool
+
+
+def _others(
+    config: ClevrPolicyConfig,
+    world: World,
+    trees: Sequence[ClevrTree],
+    pool: Sequence[Scene] | None,
+) -> tuple[tuple[ClevrTree, ...], PolicySet]:
+    """The trees and policies of the override suite, from streams of their own."""
+    tree_rng, picture_rng = (np.random.default_rng([config.seed, stream]) for stream in (6, 7))
+    others = override_trees(tree_rng, trees, world)
+    policies = [_policy(config, world, tree, pool, picture_rng) for tree in others]
+    marked = [replace(p, metadata={**p.metadata, "override": "whole"}) for p in policies]
+    return others, PolicySet.from_policies(marked)
 
 
 def _policy(

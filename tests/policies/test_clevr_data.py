@@ -13,8 +13,9 @@ import pytest
 
 from fastmpi import assets
 from fastmpi.data.rows import read_rows
-from fastmpi.policies import PolicySet
+from fastmpi.policies import PolicySet, clevr_data
 from fastmpi.policies.clevr_data import ClevrPolicyConfig, build, generate
+from fastmpi.policies.clevr_override import override_trees
 from fastmpi.policies.clevr_tree import ClevrTree
 
 TINY = ClevrPolicyConfig(
@@ -130,6 +131,44 @@ def test_the_full_world_follows_the_paper() -> None:
     assert data.picture(data.test[0]["images"][0]).size == (96, 64)
     paper = ClevrPolicyConfig()
     assert (paper.num_policies, paper.num_train_rows, paper.num_test) == (10, 20_000, 2000)
+
+
+def test_the_override_suite_has_another_tree_under_each_name(tmp_path: Path) -> None:
+    config = into(tmp_path / "set", num_policies=3, num_test=48, variant="M")
+    folder = generate(config)
+    policies = PolicySet.from_jsonl(folder / "override_policies.jsonl")
+    data = build(config)
+    rows = read_rows(folder / "override.jsonl", policies=policies)
+    assert list(policies) == [tree.name for tree in data.trees]
+    for old in data.trees:
+        policy = policies[old.name]
+        tree = ClevrTree.from_json(policy.metadata["tree"])
+        assert (tree.name, tree.depth, tree.root != old.root) == (old.name, old.depth, True)
+        assert policy.metadata["override"] == "whole" and policy.images
+        for row in rows:
+            if row["policy_id"] == old.name:
+                walk = tree.walk(data.scenes["images/" + Path(row["images"][0]).name])
+                assert (row["answer"], row["leaf"]) == (walk.case, walk.leaf.id)
+    same = ("id", "policy_id", "prompt")
+    assert [{k: row[k] for k in same} for row in rows] == [
+        {k: row[k] for k in same} for row in data.test
+    ]
+    assert [row["old_answer"] for row in rows] == [row["answer"] for row in data.test]
+    assert sum(row["old_answer"] != row["answer"] for row in rows) > len(rows) / 2
+
+
+def test_the_override_suite_leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build(replace(TINY, variant="M"))
+
+    def last(rng, trees, world):  # draws more than the real one
+        return [override_trees(rng, trees, world) for _ in range(3)][-1]
+
+    monkeypatch.setattr(clevr_data, "override_trees", last)
+    after = build(replace(TINY, variant="M"))
+    assert after.override != before.override
+    assert (after.trees, after.train, after.train_cot, after.test) == (
+        before.trees, before.train, before.train_cot, before.test,
+    )  # fmt: skip
 
 
 def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
