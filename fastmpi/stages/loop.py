@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastmpi.policies import Policy
 
 Evaluate = Callable[[ForestModel, int], Mapping[str, float]]
+MAX_SKIPPED_IN_ROW = 10  # steps without a finite loss and gradient that end a run
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,28 @@ class Trainer(OptimizerStep, ABC):
         self.means.add(metrics)
         tracker.advance(self.state.global_step, metrics)
         self._log(tracker, step)
+        self._check_skipped(tracker)
         self._evaluate(tracker)
         self._save_if_due()
         return True
+
+    def _check_skipped(self, tracker: Tracker) -> None:
+        """Tells of a step that was skipped; RuntimeError, with the state saved, after ten in a
+        row."""
+        at, in_row = self.state.global_step, self.state.skipped_in_row
+        if not in_row:
+            return
+        tracker.message(
+            f"{self.stage}: step {at} is skipped, its loss or gradient is not finite "
+            f"({self.state.skipped_steps} skipped so far)"
+        )
+        if in_row >= MAX_SKIPPED_IN_ROW:
+            save_checkpoint(self)
+            raise RuntimeError(
+                f"{self.stage}: {in_row} steps in a row had no finite loss and gradient; lower "
+                "learning_rate, or look for samples with an extreme loss. The state is in "
+                f"{self.args.output_dir}/checkpoint-{at}"
+            )
 
     # ---- beginning and end ------------------------------------------------------------------
 
@@ -301,6 +321,7 @@ class Trainer(OptimizerStep, ABC):
             "epoch": self.state.global_step / self.steps_per_epoch,
             "num_tokens": float(self.state.num_tokens),
             "cpu_seconds": self.state.cpu_seconds,
+            "skipped_steps": float(self.state.skipped_steps),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         self._last_metrics = {**self.means.take(), **totals}

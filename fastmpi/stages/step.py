@@ -50,6 +50,8 @@ class TrainState:
     cpu_seconds: float = 0.0  # of this process
     train_seconds: float = 0.0
     stopped: str | None = None  # why the run ended early
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    skipped_in_row: int = 0  # of these, those since the last step that was taken
 
 
 class OptimizerStep:
@@ -66,7 +68,11 @@ class OptimizerStep:
     total_steps: int
 
     def optimizer_step(self, step: StepInput) -> dict[str, float]:
-        """Gradients of all micro-batches, clipping, AdamW. The metrics are of all processes."""
+        """Gradients of all micro-batches, clipping, AdamW. The metrics are of all processes.
+
+        A step whose loss or gradient is not finite changes no weight: it is counted in `state`,
+        and what is not finite is left out of the metrics.
+        """
         began = time.perf_counter()
         rate = learning_rate(self.args, self.state.global_step, self.total_steps)
         for group in self.optimizer.param_groups:
@@ -74,26 +80,31 @@ class OptimizerStep:
         counts = self.accumulate_gradients(step)
         max_norm = self.args.max_grad_norm or math.inf
         grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), max_norm))
-        if not math.isfinite(grad_norm):
-            raise RuntimeError(
-                f"step {self.state.global_step + 1}: the gradient is {grad_norm}; "
-                "lower learning_rate, or look for a sample with an extreme loss"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         found = dict.fromkeys(step.objective.names, 0.0) | step.objective.sums.plain()
         sums = self.reduce({**found, **counts})
         self.state.num_tokens += int(sums["perf/tokens"])
         tokens, merged = sums.pop("perf/tokens"), sums.pop("perf/merged_tokens")
+        metrics = {**step.objective.metrics(sums), "grad_norm": grad_norm}
+        self._take(math.isfinite(metrics["loss"]) and math.isfinite(grad_norm))
         return {
-            **step.objective.metrics(sums),
-            "grad_norm": grad_norm,
+            **{name: value for name, value in metrics.items() if math.isfinite(value)},
             "learning_rate": rate,
             "perf/tokens": tokens,
             "perf/merged_tokens": merged,
             "perf/prefix_ratio": tokens / merged,
             "perf/train_s": time.perf_counter() - began,
         }
+
+    def _take(self, finite: bool) -> None:
+        """AdamW, unless that would spoil the weights. All processes decide alike: loss and norm
+        are those of all of them."""
+        if finite:
+            self.optimizer.step()
+            self.state.skipped_in_row = 0
+        else:
+            self.state.skipped_steps += 1
+            self.state.skipped_in_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self, step: StepInput) -> dict[str, float]:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""

@@ -141,14 +141,6 @@ def test_sharing_saves_tokens(world) -> None:
     assert repeated["perf/prefix_ratio"] == 1
 
 
-def test_a_diverged_step_is_an_error(world) -> None:
-    trainer = world.trainer("cpt")
-    trainer.begin()
-    next(iter(trainer.parameters.values())).data.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="step 1: the gradient is nan"):
-        trainer.optimizer_step(trainer.next_step())
-
-
 def test_only_what_is_not_frozen_changes(world) -> None:
     trainer = world.trainer("cpt", max_steps=1)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
