@@ -24,16 +24,21 @@ from fastmpi.data.renderer import render_scene, sample_scene
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.data.scenes import Scene
 from fastmpi.policies.clevr_text import policy_names, policy_text, question_text, reasoning_text
-from fastmpi.policies.clevr_tree import ClevrTree, Leaf, Node
+from fastmpi.policies.clevr_tree import ClevrTree
 from fastmpi.policies.policy import Policy
+from fastmpi.policies.tiny_tasks import (
+    DESCRIBE,
+    Piece,
+    inventory,
+    num_traced,
+    trace_prompt,
+    tree_paths,
+)
 
 TASK_WORDS = ("describe", "trace", "none")
 NUM_CHAINS = 4
 CHAIN_DEPTH = 3
 MAX_SCENE_TRIES = 150
-LEAF_WEIGHT = 3.0  # finding a leaf in the policy is the hard part of tracing it
-
-Piece = tuple[str, float]  # a token and the weight of its loss
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,20 @@ class Tasks:
     def describe(self) -> Sample:
         index = int(self.rng.integers(len(self.scenes)))
         scene, image = self.scenes[index], self.processor.image(self.files[index], self.folder)
-        pieces = [*_inventory(scene), *self._chains(scene)]
+        pieces = [*inventory(scene), *self._chains(scene)]
         turn = {
             "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": "describe"}],
+            "content": [{"type": "image"}, {"type": "text", "text": DESCRIBE}],
         }
         return self._sample([turn], [image], pieces)
 
     def trace(self, depth: int) -> Sample:
         tree = self.tree(depth)
-        paths = list(_paths(tree.root))
+        paths = tree_paths(tree)
         pieces: list[Piece] = []
-        # Only half of them: the last ones could be told by elimination.
-        for index in self.rng.permutation(len(paths))[: len(paths) // 2]:
+        for index in self.rng.permutation(len(paths))[: num_traced(len(paths))]:
             pieces += [*paths[index], (" ;", 1.0)]
-        ask = {"role": "user", "content": f"trace {tree.name}"}
+        ask = {"role": "user", "content": trace_prompt(tree.name)}
         return self._sample([*self.policy(tree).messages, ask], [], pieces)
 
     def follow(self, depth: int, *, with_policy: bool = True) -> Sample:
@@ -175,29 +179,3 @@ class Tasks:
         pool = present if self.rng.random() < 0.5 else no
         pool = pool or pairs
         return pool[self.rng.integers(len(pool))]
-
-
-def _inventory(scene: Scene) -> Iterator[Piece]:
-    """The four quadrants in reading order, each an object or none."""
-    width, height = scene.image_size or PICTURE_SIZE
-    found = {}
-    for item in scene.objects:
-        x, y, _ = item.pixel_coords
-        found[(y > height / 2, x > width / 2)] = item
-    for place in ((False, False), (False, True), (True, False), (True, True)):
-        item = found.get(place)
-        words = (item.size, item.color, item.shape) if item else ("none",)
-        yield from ((f" {word}", 1.0) for word in (*words, ";"))
-
-
-def _paths(node: Node | Leaf, above: tuple[Piece, ...] = ()) -> Iterator[list[Piece]]:
-    """Every way through a tree, as the response that a scene on it would get."""
-    if isinstance(node, Leaf):
-        *words, number = node.case.split()
-        box = [("</think>", 1.0), ("\\boxed{", 1.0), *((word, 1.0) for word in words)]
-        yield [("<think>", 1.0), *above, *box, (f" {number}", LEAF_WEIGHT), ("}", 1.0)]
-        return
-    for child, answer in ((node.if_true, " yes"), (node.if_false, " no")):
-        condition = f" C{node.id}" if above else f"C{node.id}"
-        step = ((condition, 1.0), (f" {node.value}", 1.0), (answer, 0.0))
-        yield from _paths(child, (*above, *step))
