@@ -35,8 +35,8 @@ def inventory(scene: Scene) -> Iterator[Piece]:
         x, y, _ = item.pixel_coords
         found[(y > height / 2, x > width / 2)] = item
     for place in QUADRANTS:
-        item = found.get(place)
-        words = (item.size, item.color, item.shape) if item else ("none",)
+        there = found.get(place)
+        words = (there.size, there.color, there.shape) if there else ("none",)
         yield from ((f" {word}", 1.0) for word in (*words, ";"))
 
 
