@@ -1,26 +1,59 @@
-"""Numbers of an evaluation: shares of right answers, intervals, splits. Imports no torch."""
+"""Numbers of an evaluation, each with its 95 % interval. Imports no torch.
+
+A share of right answers has Wilson's interval, anything else a percentile bootstrap over the items
+(2,000 resamples, always the same ones). Two models, or two ways of asking one, are compared item by
+item: the resamples draw pairs, so what makes an item hard for both cancels out.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 Item = Mapping[str, Any]
 Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+RESAMPLES = 2000
+_MAX_DRAWN = 4_000_000  # values drawn at once, which bounds memory
 
 
 @dataclass(frozen=True)
-class Share:
-    """`correct` of `n`, with its interval; all fractions from 0 to 1."""
+class Figure:
+    """A number, its 95 % interval [low, high], and the number of items it comes from.
 
-    accuracy: float
-    interval: tuple[float, float]
+    Shares and scores lie in [0, 1]; other units are in the figure's name ("prefill_ms"). Of no
+    items: value 0, n 0, and the widest interval that a share can have.
+    """
+
+    value: float
+    low: float
+    high: float
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "interval": list(self.interval), "n": self.n}
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Figure:
+        """Reads what `to_dict` gave; `ValueError` where a number is missing."""
+        try:
+            low, high = float(values["low"]), float(values["high"])
+            return cls(float(values["value"]), low, high, int(values["n"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no figure: {values!r:.80}") from error
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} (95 % {self.low:.3f} to {self.high:.3f}, n {self.n})"
+
+
+NOTHING = Figure(0.0, 0.0, 1.0, 0)
 
 
 def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -39,15 +72,100 @@ def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float
     return low, 1.0 if correct == n else middle + reach
 
 
-def share(correct: Sequence[bool]) -> Share:
-    """The share of True and its 95 % interval; of nothing, accuracy 0 and n 0."""
-    n, right = len(correct), sum(correct)
-    return Share(right / n if n else 0.0, wilson_interval(right, n), n)
+def share(correct: Sequence[bool]) -> Figure:
+    """The share of True, with Wilson's interval."""
+    n, right = len(correct), sum(map(bool, correct))
+    return Figure(right / n, *wilson_interval(right, n), n) if n else NOTHING
 
 
-def split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Hashable, Share]:
-    """The share of right items for each value of `key`, in sorted order."""
-    groups: dict[Hashable, list[bool]] = {}
+def mean(values: Sequence[float]) -> Figure:
+    """The mean of scores, bootstrapped."""
+    return _bootstrapped([values], lambda drawn: drawn[0].mean(-1))
+
+
+def median(values: Sequence[float]) -> Figure:
+    """The median, bootstrapped: of times, which have a long tail."""
+    return _bootstrapped([values], lambda drawn: np.median(drawn[0], -1))
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
+    """mean(ours) / mean(theirs), paired by position.
+
+    `ValueError` where `theirs` is zero everywhere. Resamples in which it is are left out.
+    """
+    if len(theirs) and not np.any(theirs):
+        raise ValueError("a ratio to a mean of zero")
+    return _bootstrapped([ours, theirs], lambda drawn: _divided(drawn[0].mean(-1), drawn[1]))
+
+
+def saved(without: Sequence[float], with_policy: Sequence[float]) -> Figure:
+    """1 - mean(without) / mean(with_policy), paired: the share of a cost that is gone."""
+    reach = ratio(without, with_policy)
+    return Figure(1 - reach.value, 1 - reach.high, 1 - reach.low, reach.n) if reach.n else NOTHING
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
+    """mean(ours) - mean(theirs), paired by position."""
+    return _bootstrapped([ours, theirs], lambda drawn: (drawn[0] - drawn[1]).mean(-1))
+
+
+def bootstrap(n: int, statistic: Callable[[np.ndarray], float]) -> Figure:
+    """A statistic of n items that is no mean of theirs: called with their indices, then with those
+    of each resample. Resamples for which it is NaN are left out."""
+    if n == 0:
+        return NOTHING
+    rng = np.random.default_rng(0)
+    drawn = np.array([statistic(rng.integers(0, n, n)) for _ in range(RESAMPLES)])
+    return Figure(float(statistic(np.arange(n))), *_percentiles(drawn), n)
+
+
+def paired(ours: Iterable[Item], theirs: Iterable[Item], key: str) -> tuple[list, list]:
+    """The values of `key` ("correct", "overall", ...) of the items that both have, by id.
+
+    Items without the key, or None there, are left out with their partner.
+    """
+    others = {item["id"]: item.get(key) for item in theirs}
+    pairs = [(item.get(key), others.get(item["id"])) for item in ours]
+    both = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[str, list[Item]]:
+    """The items of each value of `key`, in sorted order of its text; None is left out."""
+    groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(key(item), []).append(item["correct"])
-    return {name: share(groups[name]) for name in sorted(groups, key=str)}
+        if (name := key(item)) is not None:
+            groups.setdefault(str(name), []).append(item)
+    return dict(sorted(groups.items()))
+
+
+def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((under := below.mean(-1)) == 0, np.nan, above / under)
+
+
+def _bootstrapped(
+    columns: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], np.ndarray]
+) -> Figure:
+    """`statistic` maps (columns, ..., n) to (...): the value itself, and those of the resamples."""
+    values = np.asarray([list(column) for column in columns], dtype=np.float64)  # (columns, n)
+    n = values.shape[-1]
+    if n == 0:
+        return NOTHING
+    rng = np.random.default_rng(0)
+    drawn = []
+    for count in _chunks(n):
+        drawn.append(statistic(values[:, rng.integers(0, n, (count, n))]))
+    return Figure(float(statistic(values)), *_percentiles(np.concatenate(drawn)), n)
+
+
+def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _chunks(n: int) -> Iterable[int]:
+    """Numbers of resamples of n items that are drawn at once."""
+    most = max(1, _MAX_DRAWN // n)
+    for start in range(0, RESAMPLES, most):
+        yield min(most, RESAMPLES - start)

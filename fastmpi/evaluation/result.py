@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmpi.evaluation.metrics import Share, share, split
+from fastmpi.evaluation.metrics import Figure, share, split
 from fastmpi.settings import Settings
 
 
@@ -74,14 +74,14 @@ class EvalResult:
     items: Sequence[Mapping[str, Any]]
     prompt_tokens: float
     prefill_ms: float
-    total: Share = field(init=False)
+    total: Figure = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", share([item["correct"] for item in self.items]))
 
     @property
     def accuracy(self) -> float:
-        return self.total.accuracy
+        return self.total.value
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -92,22 +92,26 @@ class EvalResult:
     def n(self) -> int:
         return self.total.n
 
-    def by_policy(self) -> dict[Any, Share]:
-        return split(self.items, lambda item: item["policy_id"])
+    def by_policy(self) -> dict[str, Figure]:
+        return self._split("policy_id")
 
-    def by_outcome(self) -> dict[Any, Share]:
+    def by_outcome(self) -> dict[str, Figure]:
         """Per gold answer: shows a model that always gives the same one."""
-        return split(self.items, lambda item: item["answer"])
+        return self._split("answer")
+
+    def _split(self, column: str) -> dict[str, Figure]:
+        groups = split(self.items, lambda item: item[column])
+        return {name: share([i["correct"] for i in items]) for name, items in groups.items()}
 
     def summary(self) -> dict[str, Any]:
         """Everything but the items, as plain values."""
         return {
             "with_policy": self.with_policy,
-            **self.total.to_dict(),
+            "accuracy": self.total.to_dict(),
             "prompt_tokens": self.prompt_tokens,
             "prefill_ms": self.prefill_ms,
-            "by_policy": {str(k): v.to_dict() for k, v in self.by_policy().items()},
-            "by_outcome": {str(k): v.to_dict() for k, v in self.by_outcome().items()},
+            "by_policy": {name: figure.to_dict() for name, figure in self.by_policy().items()},
+            "by_outcome": {name: figure.to_dict() for name, figure in self.by_outcome().items()},
         }
 
     def line(self) -> str:

@@ -107,7 +107,7 @@ def test_result_summarises_and_writes(tmp_path):
     items = [{"id": i, "answer": f"Case {i}", "correct": i == 0, **common} for i in range(2)]
     result = EvalResult(True, items, 12.0, 3.0)
     assert result.summary()["by_outcome"]["Case 1"] == {
-        "accuracy": 0.0, "interval": pytest.approx([0.0, 0.793], abs=1e-3), "n": 1
+        "value": 0.0, "low": 0.0, "high": pytest.approx(0.793, abs=1e-3), "n": 1
     }  # fmt: skip
     assert result.line().startswith("with the policy: accuracy 0.500 (95 % 0.095 to 0.905, n 2)")
     result.write_items(tmp_path / "deep" / "items.jsonl")

@@ -1,10 +1,12 @@
-"""Shares and their intervals, against known values."""
+"""Shares, means, medians, ratios and their intervals, against known values."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from fastmpi.evaluation.metrics import share, split, wilson_interval
+from fastmpi.evaluation import metrics
+from fastmpi.evaluation.metrics import NOTHING, Figure, share, split, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -18,17 +20,88 @@ from fastmpi.evaluation.metrics import share, split, wilson_interval
 )
 def test_wilson_interval(correct, n, low, high):
     assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+    figure = share([True] * correct + [False] * (n - correct))
+    assert figure.interval == wilson_interval(correct, n)
+    assert (figure.value, figure.n) == (correct / n, n)
 
 
 def test_interval_of_nothing_and_of_nonsense():
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert share([]) == metrics.mean([]) == metrics.median([]) == metrics.saved([], []) == NOTHING
     with pytest.raises(ValueError, match="3 correct of 2"):
         wilson_interval(3, 2)
 
 
 def test_split_by_policy():
-    items = [{"policy_id": p, "correct": c} for p, c in (("b", True), ("a", False), ("b", False))]
-    shares = split(items, lambda item: item["policy_id"])
-    assert list(shares) == ["a", "b"]
-    assert (shares["a"].accuracy, shares["b"].accuracy, shares["b"].n) == (0.0, 0.5, 2)
-    assert share([]).n == 0
+    items = [{"policy_id": p, "n": n} for n, p in enumerate(("b", "a", "b", None))]
+    groups = split(items, lambda item: item["policy_id"])
+    assert {name: [item["n"] for item in group] for name, group in groups.items()} == {
+        "a": [1], "b": [0, 2]
+    }  # fmt: skip
+    assert list(groups) == ["a", "b"]
+
+
+def test_bootstrap_of_a_mean_is_that_of_theory():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    figure = metrics.mean(values)
+    reach = metrics.Z_95 * values.std() / np.sqrt(len(values))
+    assert figure.value == pytest.approx(values.mean())
+    assert figure.low == pytest.approx(values.mean() - reach, abs=0.03)
+    assert figure.high == pytest.approx(values.mean() + reach, abs=0.03)
+    assert figure == metrics.mean(values)  # always the same resamples
+
+
+def test_median_of_times_ignores_the_tail():
+    figure = metrics.median([1.0] * 50 + [1.1] * 40 + [900.0] * 5)
+    assert (figure.value, figure.high, figure.n) == (1.0, 1.1, 95)
+
+
+def test_pairs_take_out_what_both_have_in_common():
+    hard = np.random.default_rng(2).normal(0, 10, 300)
+    noise = np.random.default_rng(3).normal(0, 0.1, (2, 300))
+    figure = metrics.difference(hard + 0.5 + noise[0], hard + noise[1])
+    assert 0.45 < figure.low < figure.value < figure.high < 0.55
+    shuffled = metrics.difference(hard + 0.5 + noise[0], (hard + noise[1])[::-1])
+    assert shuffled.high - shuffled.low > 2
+
+
+def test_ratio_and_share_saved():
+    assert metrics.ratio([1.0, 3.0], [2.0, 6.0]) == Figure(0.5, 0.5, 0.5, 2)
+    saved = metrics.saved([10.0, 12.0], [100.0, 120.0])
+    assert saved.value == pytest.approx(0.9) and saved.low == pytest.approx(saved.high)
+    uneven = metrics.saved([10.0, 50.0, 20.0], [100.0, 100.0, 100.0])
+    assert uneven.low < uneven.value < uneven.high
+    with pytest.raises(ValueError, match="a ratio to a mean of zero"):
+        metrics.ratio([1.0], [0.0])
+    sparse = metrics.ratio([1.0, 0.0, 0.0], [1.0, 0.0, 0.0])  # many resamples have nothing below
+    assert sparse == Figure(1.0, 1.0, 1.0, 3)
+
+
+def test_bootstrap_of_any_statistic():
+    values = np.random.default_rng(1).normal(5, 2, 200)
+    figure = metrics.bootstrap(200, lambda chosen: float(values[chosen].mean()))
+    assert figure.low == pytest.approx(metrics.mean(values).low, abs=0.05)
+    assert metrics.bootstrap(0, lambda chosen: 1.0) == NOTHING
+
+
+def test_many_items_are_drawn_in_parts(monkeypatch):
+    values = np.random.default_rng(1).normal(5, 2, 50)
+    monkeypatch.setattr(metrics, "_MAX_DRAWN", 60 * 50)
+    assert sum(metrics._chunks(50)) == metrics.RESAMPLES
+    in_parts = metrics.mean(values)
+    monkeypatch.undo()
+    assert in_parts.low == pytest.approx(metrics.mean(values).low, abs=0.05)
+
+
+def test_items_are_paired_by_id():
+    ours = [{"id": i, "overall": value} for i, value in enumerate((0.5, None, 1.0, 0.0))]
+    theirs = [{"id": i, "overall": 1.0} for i in (2, 1, 0)]
+    assert metrics.paired(ours, theirs, "overall") == ([0.5, 1.0], [1.0, 1.0])
+
+
+def test_figure_as_plain_values():
+    figure = Figure(0.5, 0.25, 0.75, 8)
+    assert Figure.from_dict(figure.to_dict()) == figure
+    assert str(figure) == "0.500 (95 % 0.250 to 0.750, n 8)"
+    with pytest.raises(ValueError, match="no figure: {'value': 1}"):
+        Figure.from_dict({"value": 1})
