@@ -57,7 +57,6 @@ from fastmpi.policies.policy import Policy, PolicySet
 from fastmpi.settings import Settings
 
 PAPER_NUM_COT = 2526
-PICTURE_SIZE = {"clevr": (96, 96), "tiny": (64, 64)}
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class ClevrPolicyConfig(Settings):
 
     output_dir: str = "clevr-policy"
     """New folder for the data set."""
-    world: Literal["clevr", "tiny"] = "clevr"
-    """CLEVR's attributes in full sentences, or the small world that the embedded model reads."""
+    world: Literal["clevr", "clevr_compact", "tiny"] = "clevr"
+    """CLEVR's attributes, in sentences or in few words, or the embedded model's small world."""
     depth: int = 2
     """Layers of the decision trees, N in the paper (2, 4, 6)."""
     num_policies: int = 10
@@ -87,18 +86,18 @@ class ClevrPolicyConfig(Settings):
     clevr_dir: str | None = None
     """A CLEVR folder to take scenes and pictures from; by default they are drawn and rendered."""
     train_split: str = "train"
-    """Split of the CLEVR folder for the training scenes."""
+    """Split of the CLEVR folder for the training scenes; `train[1200:]` is a part of it."""
     test_split: str = "val"
-    """Split of the CLEVR folder for the test scenes."""
+    """Split of the CLEVR folder for the test scenes, or a part of it."""
     num_objects: tuple[int, int] | None = None
-    """Fewest and most objects of a rendered scene; by default 3 and 10, or 2 and 4 if tiny."""
+    """Fewest and most objects of a rendered scene; by default what the world has."""
     image_size: tuple[int, int] | None = None
-    """Width and height of rendered pictures; by default (480, 320), or (64, 64) if tiny."""
+    """Width and height of rendered pictures; by default the world's size."""
     seed: int = 0
     """Decides everything."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("world", ("clevr", "tiny")), ("variant", ("T", "M"))):
+        for name, choices in (("world", sorted(WORLDS)), ("variant", ("T", "M"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}")
         for name in ("depth", "num_policies", "num_train", "num_test"):
@@ -282,7 +281,7 @@ def _policy(
     def picture_of(attribute: str, value: str) -> PIL.Image.Image:
         if pool is not None:
             return pictures.cropped_picture(rng, pool, attribute, value)
-        size = PICTURE_SIZE[config.world]
+        size = world.picture_size
         return pictures.rendered_picture(rng, attribute, value, size, world.attributes)
 
     pictured = pictures.choose_pictured(rng, tree, config.picture_rate)

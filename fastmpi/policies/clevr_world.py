@@ -1,11 +1,13 @@
 """Where the scenes of a ClevrPolicy data set come from, and which of them a policy gets.
 
-`clevr`: CLEVR's full attributes and pictures, from a CLEVR folder or rendered. `tiny`: the small
-world that the embedded base reads, with trees it has never trained on.
+`clevr`: CLEVR's full attributes and pictures, from a CLEVR folder or rendered. `clevr_compact`: the
+same in one word a token, for a small base trained on CLEVR's pictures. `tiny`: the small world that
+the embedded base reads. The last two have only trees that their base has never trained on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from fastmpi.policies.clevr_tree import ClevrTree
 # CLEVR's 70,000 scenes for each policy would take minutes.
 CANDIDATES = 5
 MAX_TREES = 10_000
+PART = re.compile(r"([^\[\]]+)(?:\[([0-9]{0,9}):([0-9]{0,9})\])?")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class World:
     attributes: Attributes  # of the scenes
     asked: Attributes  # that conditions may ask for
     outcomes: Sequence[str] | None
-    held_out: bool  # only trees that the embedded base has never trained on
+    held_out: bool  # only trees that a small base has never trained on
+    picture_size: tuple[int, int] = (96, 96)  # of a rendered object that a policy shows
 
 
 WORLDS: Mapping[str, World] = {
@@ -47,6 +51,17 @@ WORLDS: Mapping[str, World] = {
         (min(assets.NUM_OBJECTS), max(assets.NUM_OBJECTS)),
         {**assets.ATTRIBUTES, "material": (assets.MATERIAL,)},
         assets.ATTRIBUTES,
+        assets.CASES,
+        True,
+        (64, 64),
+    ),
+    "clevr_compact": World(
+        "compact",
+        "free",
+        (240, 160),
+        (2, 6),
+        CLEVR_ATTRIBUTES,
+        CLEVR_ATTRIBUTES,
         assets.CASES,
         True,
     ),
@@ -105,12 +120,34 @@ def choose_scenes(
 def clevr_pools(
     folder: str, train_split: str, test_split: str, rng: np.random.Generator, num_test: int
 ) -> tuple[list[Scene], list[Scene]]:
-    """The scenes to choose training and test rows from; one split is shuffled and cut in two."""
-    train = load_scenes(folder, train_split)
+    """The scenes to choose training and test rows from; one split is shuffled and cut in two.
+
+    A split is a name or a part of one, "train[1200:]". `ValueError` where two parts overlap.
+    """
+    train = load_part(folder, train_split)
     if train_split != test_split:
-        return train, load_scenes(folder, test_split)
+        test = load_part(folder, test_split)
+        if {scene.image for scene in train} & {scene.image for scene in test}:
+            raise ValueError(f"splits {train_split} and {test_split} have scenes in common")
+        return train, test
     order = rng.permutation(len(train))
     if num_test >= len(train):
         raise ValueError(f"{folder}: split {train_split} has {len(train)} scenes in all")
     cut = max(num_test, min(CANDIDATES * num_test, len(train) // 2))
     return [train[i] for i in order[cut:]], [train[i] for i in order[:cut]]
+
+
+def load_part(folder: str, split: str) -> list[Scene]:
+    """The scenes of a split or of a part of one: "train", "train[:1200]", "train[1200:1500]".
+
+    `ValueError` where the part has another form or no scenes.
+    """
+    found = PART.fullmatch(split)
+    if found is None:
+        raise ValueError(f"split {split!r} is no name and no part like train[1200:]")
+    name, *bounds = found.groups()
+    low, high = (int(bound) if bound else None for bound in bounds)
+    scenes = load_scenes(folder, name)[low:high]
+    if not scenes:
+        raise ValueError(f"{folder}: split {split} has no scenes")
+    return scenes

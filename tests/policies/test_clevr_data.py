@@ -8,11 +8,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
 from fastmpi import assets
+from fastmpi.data.renderer import render_scene, sample_scene
 from fastmpi.data.rows import read_rows
+from fastmpi.data.scenes import image_filename, save_scenes
 from fastmpi.policies import PolicySet, clevr_data
 from fastmpi.policies.clevr_data import ClevrPolicyConfig, build, generate
 from fastmpi.policies.clevr_override import override_trees
@@ -89,6 +92,16 @@ def test_the_tiny_world_is_the_one_of_the_embedded_base() -> None:
     objects = [item for scene in data.scenes.values() for item in scene.objects]
     assert {item.material for item in objects} == {assets.MATERIAL}
     assert {item.color for item in objects} <= set(assets.ATTRIBUTES["color"])
+
+
+def test_the_compact_world_of_clevr_has_its_attributes_and_trees_no_base_has_seen() -> None:
+    data = build(replace(TINY, world="clevr_compact", num_policies=8, num_train=40))
+    for tree in data.trees:
+        assert assets.held_out((node.id, node.value) for node in tree.nodes())
+        assert data.policies[tree.name].text.startswith(f"policy {tree.name} : C1 if ")
+    assert "material" in {node.attribute for tree in data.trees for node in tree.nodes()}
+    assert data.picture("images/test_000000.png").size == (240, 160)
+    assert {len(scene.objects) for scene in data.scenes.values()} <= set(range(2, 7))
 
 
 def test_in_memory_rows_carry_their_pictures() -> None:
@@ -193,7 +206,7 @@ def test_a_folder_with_files_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"world": "moon"}, "world is one of clevr, tiny"),
+        ({"world": "moon"}, "world is one of clevr, clevr_compact, tiny"),
         ({"variant": "X"}, "variant"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"num_cot": 10**6}, "num_cot = 1000000, of 20000"),
@@ -238,6 +251,50 @@ def test_a_clevr_folder(tmp_path: Path, splits: tuple[str, str]) -> None:
     rows = read_rows(folder / "test.jsonl", policies=policies, check_images=True)
     assert PIL.Image.open(rows[0]["images"][0]).size == (240, 160)
     assert all(len(policy.images) > 0 for policy in policies.values())
+
+
+def clevr_folder(folder: Path, count: int) -> str:
+    """A CLEVR folder of `count` rendered scenes in split "train"."""
+    images = folder / "images" / "train"
+    images.mkdir(parents=True)
+    scenes = []
+    for index in range(count):
+        scene = sample_scene(np.random.default_rng(index), 2, size=(96, 64))
+        path = images / image_filename("train", index)
+        render_scene(scene, supersample=1).save(path)
+        scenes.append(replace(scene, image=path, index=index))
+    save_scenes(scenes, folder, "train")
+    return str(folder)
+
+
+def test_parts_of_one_split(tmp_path: Path) -> None:
+    config = ClevrPolicyConfig(
+        world="clevr_compact", depth=1, num_policies=1, num_train=6, num_test=2, num_cot=2,
+        clevr_dir=clevr_folder(tmp_path, 10), train_split="train[:6]", test_split="train[6:8]",
+    )  # fmt: skip
+    scenes = build(config).scenes
+    numbers = {name.split("/")[1][:4]: set() for name in scenes}
+    for name, scene in scenes.items():
+        numbers[name.split("/")[1][:4]].add(scene.index)
+    assert numbers == {"trai": set(range(6)), "test": {6, 7}}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("train[:6]", "train[5:]", "scenes in common"),
+        ("train[6:6]", "train", "has no scenes"),
+        ("train[1]", "train", "no part like"),
+        ("train[-2:]", "train", "no part like"),
+    ],
+)
+def test_bad_parts_are_named(tmp_path: Path, train: str, test: str, message: str) -> None:
+    folder = clevr_folder(tmp_path, 8)
+    config = ClevrPolicyConfig(
+        num_train=1, num_test=1, clevr_dir=folder, train_split=train, test_split=test
+    )
+    with pytest.raises(ValueError, match=message):
+        build(config)
 
 
 @needs_clevr
