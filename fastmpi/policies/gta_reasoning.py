@@ -1,0 +1,127 @@
+"""Reasoning about a tool's version, written from the rules; and what a response cites of them.
+
+The answer is known, and the reasoning says how the rules lead to it (the paper's reverse
+reasoning). Full style has a line for each rule, compact style one word for each token:
+
+    OCR.1 credits upto 250 no OCR.2 credits over 250 upto 750 yes account A B no v3
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from fastmpi.policies.citation import Citation
+from fastmpi.policies.gta_parse import quoted_tests
+from fastmpi.policies.gta_policy import GTAPolicy, Routing, Step
+from fastmpi.policies.gta_rules import Choice, Profile, Rule
+from fastmpi.policies.gta_text import test_text
+
+# Citations are read from so many characters at the start of a response.
+CITED_CHARACTERS = 100_000
+
+_FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,9})\b", re.IGNORECASE)
+_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w{0,63}\.[0-9]{1,9})(?!\S)", re.ASCII)
+
+
+def gta_reasoning(policy: GTAPolicy, tool: str, profile: Profile, formulas: bool = False) -> str:
+    """How the rules lead from `profile` to the name that `tool` is called by.
+
+    Goes through the tool's rules in order until one applies, as `GTAPolicy.route` does.
+    """
+    routing = policy.route(tool, profile, formulas)
+    if policy.style == "compact":
+        words = [_compact_step(step) for step in routing.steps]
+        return " ".join([*words, _compact_name(tool, routing.name)])
+    return "\n".join(
+        [_opening(tool, profile, routing), *_lines(routing), f"The call is {routing.name}."]
+    )
+
+
+def gta_citations(text: str, policy: GTAPolicy) -> list[Citation]:
+    """The rules that a response cites before `</think>`, in their order.
+
+    Full style: "Rule 4" and, up to the end of its line or the next citation, the tests that are
+    quoted, as in the policy's words ("the credits are over 250") or without verb ("credits over
+    250"). Compact style: the id and the words up to yes or no. A citation is faithful where these
+    are the rule's condition, and after it nothing or the test of the rule's choice; one that
+    quotes no test is not. Only the first `CITED_CHARACTERS` are read; time is linear.
+    """
+    text = text[:CITED_CHARACTERS].partition("</think>")[0]
+    rules = {rule.id: rule for rule in policy.rules}
+    full = policy.style == "full"
+    citations = []
+    for name, quote in _quotes(text, _FULL_ID if full else _COMPACT_ID):
+        rule = rules.get(name)
+        faithful = rule is not None and (_full_faithful if full else _compact_faithful)(rule, quote)
+        citations.append(Citation(name, rule is not None, faithful))
+    return citations
+
+
+def _opening(tool: str, profile: Profile, routing: Routing) -> str:
+    if not routing.steps:
+        return f"The next step needs {tool}. It has one version."
+    return (
+        f"The next step needs {tool}. The user has account type {profile.account_type} and "
+        f"{profile.credits} credits, and is {profile.age} years old."
+    )
+
+
+def _lines(routing: Routing) -> Iterator[str]:
+    """One line for each rule; the test of a choice stands in its rule's line."""
+    line = ""
+    for step in routing.steps:
+        answer = "Yes" if step.satisfied else "No"
+        asked = ", and ".join(test_text(test) for test in step.tests)
+        if step.inner:
+            line += f" {asked[0].upper()}{asked[1:]}? {answer}."
+            continue
+        if line:
+            yield line
+        line = f"Rule {step.rule}: {asked}? {answer}."
+    if line:
+        yield line
+
+
+def _compact_step(step: Step) -> str:
+    asked = " and ".join(test_text(test, "compact") for test in step.tests)
+    return f"{'' if step.inner else step.rule + ' '}{asked} {'yes' if step.satisfied else 'no'}"
+
+
+def _compact_name(tool: str, name: str) -> str:
+    """'v3' for a version of the tool itself, else the name of the other tool."""
+    return name.removeprefix(f"{tool}_") if name.startswith(f"{tool}_v") else name
+
+
+def _quotes(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    """Each cited id and what follows it, up to the next one."""
+    matches = list(pattern.finditer(text))
+    ends = [match.start() for match in matches[1:]] + [len(text)]
+    for match, end in zip(matches, ends, strict=True):
+        yield match[1], text[match.end() : end]
+
+
+def _full_faithful(rule: Rule, quote: str) -> bool:
+    tests = quoted_tests(quote.partition("\n")[0])
+    return tests in (rule.when, rule.tests)
+
+
+def _compact_faithful(rule: Rule, quote: str) -> bool:
+    groups: list[list[str]] = [[]]
+    answers = []
+    for word in quote.split():
+        if word in ("yes", "no"):
+            answers.append(word)
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    return groups[:-1] in _faithful_groups(rule, answers)
+
+
+def _faithful_groups(rule: Rule, answers: Sequence[str]) -> list[list[list[str]]]:
+    """The words between answers that quote `rule` truly."""
+    when = " and ".join(test_text(test, "compact") for test in rule.when).split()
+    accepted = [[when]]
+    if isinstance(rule.then, Choice) and answers[:1] == ["yes"]:
+        accepted.append([when, test_text(rule.then.test, "compact").split()])
+    return accepted
