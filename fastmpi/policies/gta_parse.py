@@ -6,7 +6,7 @@ Everything here is linear in the length of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fastmpi.policies.clevr_text import checked_style
 from fastmpi.policies.gta_rules import (
@@ -20,18 +20,18 @@ from fastmpi.policies.gta_rules import (
     Target,
     Test,
 )
-from fastmpi.policies.gta_text import COMPACT_BOUNDS, FULL_BOUNDS
+from fastmpi.policies.gta_text import COMPACT_BOUNDS, FULL_BOUNDS, rule_text
 
 _NUMBER = "[0-9]{1,9}"
 _BOUND = rf"(?:{'|'.join(FULL_BOUNDS.values())}) {_NUMBER}"
 _KIND = f"[{''.join(ACCOUNT_TYPES)}]"
 # A test as reasoning quotes it or as the policy words it: "credits over 3", "credits are over 3".
 _QUOTED = re.compile(
-    rf"account type (?:is )?(?P<account>{_KIND}(?:, {_KIND})*(?: or {_KIND})?)\b"
-    rf"|(?P<field>{'|'.join(FIELDS)}) (?:is |are )?(?P<bounds>{_BOUND}(?: and {_BOUND})?)\b"
-    r"|(?P<formulas>formulas)",
-    re.IGNORECASE,
+    rf"\b(?i:account type) (?:is )?(?P<account>{_KIND}(?:, {_KIND})*(?: or {_KIND})?)\b"
+    rf"|\b(?P<field>(?i:{'|'.join(FIELDS)})) (?:is |are )?(?P<bounds>{_BOUND}(?: and {_BOUND})?)\b"
+    r"|\b(?P<formulas>(?i:formulas))\b"
 )
+_RULE = re.compile(r"Rule (?P<id>\S+) \((?P<tool>\S+)\): If (?P<when>.+)")
 
 
 def parse_rules(text: str, style: str = "full") -> tuple[Rule, ...]:
@@ -41,11 +41,12 @@ def parse_rules(text: str, style: str = "full") -> tuple[Rule, ...]:
     """
     if checked_style(style) == "full":
         lines = [line for line in text.split("\n") if line.startswith("Rule ")]
-        return tuple(_parsed(line, _full_rule) for line in lines)
+        return tuple(_parsed(line, style) for line in lines)
     words = text.split()
     if words[:1] not in (["policy"], ["change"]) or words[2:3] != [":"] or words[-1] != "end":
         raise ValueError(f"no compact policy: {text[:80]!r}")
-    return tuple(_parsed(line, _compact_rule) for line in " ".join(words[3:-1]).split(" ; "))
+    body = " ".join(words[3:-1])
+    return tuple(_parsed(line, style) for line in body.split(" ; ")) if body else ()
 
 
 def quoted_tests(text: str) -> tuple[Test, ...]:
@@ -73,20 +74,24 @@ def compact_tests(words: Sequence[str]) -> tuple[Test, ...]:
     return tuple(map(_compact_test, parts))
 
 
-def _parsed(line: str, parse: Callable[[str], Rule]) -> Rule:
+def _parsed(line: str, style: str) -> Rule:
     try:
-        return parse(line)
+        rule = _full_rule(line) if style == "full" else _compact_rule(line)
     except ValueError as error:
         raise ValueError(f"no rule: {line[:200]!r}: {error}") from error
+    written = rule_text(rule, style)
+    if written != line:  # a word too much would be lost without a notice
+        raise ValueError(f"no rule: {line[:200]!r}; is {written!r} meant?")
+    return rule
 
 
 def _full_rule(line: str) -> Rule:
-    head, colon, rest = line.removesuffix(".").partition("): If ")
-    _, name, tool = re.split(r"^Rule ([^ ]+) \(", head) if colon else ("", "", "")
-    when, use, then = rest.partition(", use ")
-    if not name or not use:
+    head, use, then = line.removesuffix(".").partition(", use ")
+    match = _RULE.fullmatch(head)
+    if match is None or not use:
         raise ValueError("expected 'Rule <id> (<tool>): If <test>, use <name>.'")
-    return Rule(name, tool, _full_tests(when), _full_then(tool, then))
+    when = _full_tests(match["when"])
+    return Rule(match["id"], match["tool"], when, _full_then(match["tool"], then))
 
 
 def _full_then(tool: str, text: str) -> Target | Choice:
@@ -94,8 +99,10 @@ def _full_then(tool: str, text: str) -> Target | Choice:
     if not chosen:
         return _target(tool, text)
     test, _, no = rest.rpartition(", otherwise ")
-    (only,) = _full_tests(test)
-    return Choice(only, _target(tool, yes), _target(tool, no))
+    tests = _full_tests(test)
+    if len(tests) != 1:
+        raise ValueError(f"{test!r}: a choice has one test")
+    return Choice(tests[0], _target(tool, yes), _target(tool, no))
 
 
 def _full_tests(text: str) -> tuple[Test, ...]:
@@ -111,7 +118,7 @@ def _quoted_test(match: re.Match[str]) -> Test:
     if match["account"]:
         return Account(tuple(re.findall(f"\\b{_KIND}\\b", match["account"])))
     names = {word: name for name, word in FULL_BOUNDS.items()}
-    pairs = re.findall(rf"({'|'.join(names)}) ({_NUMBER})", match["bounds"].lower())
+    pairs = re.findall(rf"({'|'.join(names)}) ({_NUMBER})", match["bounds"])
     return _range(match["field"].lower(), [(names[word], number) for word, number in pairs])
 
 
@@ -133,6 +140,8 @@ def _compact_rule(line: str) -> Rule:
 def _compact_then(words: Sequence[str]) -> Target | Choice:
     if len(words) == 1:
         return _compact_target(words[0])
+    if len(words) < 4:
+        raise ValueError("expected a version, or a test and two versions, after 'then'")
     *test, yes, no = words
     return Choice(_compact_test(test), _compact_target(yes), _compact_target(no))
 

@@ -152,19 +152,25 @@ class GTAPolicy:
     def from_json(cls, data: Mapping[str, Any]) -> GTAPolicy:
         """Read what `to_json` gave; anything else is a `ValueError`."""
         try:
+            if not isinstance(data["tips"], list):
+                raise TypeError("tips are a list")
             tools = tool_table(map(Tool.from_json, data["tools"]))
             rules = tuple(map(Rule.from_json, data["rules"]))
             return cls(data["name"], tools, rules, tuple(data["tips"]), data["style"])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"tool policy: {error!r}") from error
 
     def _check_lines(self) -> None:
-        """What is shown on one line is one line: another could look like a rule."""
-        shown = [(tool.name, [tool.description]) for tool in self.tools.values()]
-        shown += [(t.name, [a.description for a in t.arguments]) for t in self.tools.values()]
-        for place, texts in [*shown, ("tips", list(self.tips))]:
-            if any(text != " ".join(text.split()) for text in texts):
-                raise ValueError(f"policy {self.name}: {place}: a line break or stray white space")
+        """A description or tip is one line, and none that would be read as a rule."""
+        tools = self.tools.values()
+        shown = [tool.description for tool in tools]
+        shown += [argument.description for tool in tools for argument in tool.arguments]
+        for text in [*shown, *self.tips]:
+            if text != " ".join(text.split()) or text.startswith(("Rule ", "#")):
+                raise ValueError(
+                    f"policy {self.name}: a description or tip is one line without stray white "
+                    f"space, and begins neither with 'Rule ' nor with '#': {text!r}"
+                )
 
     def _check_rule(self, rule: Rule, ids: Sequence[str]) -> None:
         if rule.tool not in self.tools:

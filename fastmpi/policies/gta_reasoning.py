@@ -20,8 +20,8 @@ from fastmpi.policies.gta_text import test_text
 # Citations are read from so many characters at the start of a response.
 CITED_CHARACTERS = 100_000
 
-_FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,9})\b", re.IGNORECASE)
-_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w{0,63}\.[0-9]{1,9})(?!\S)", re.ASCII)
+_FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,40}(?:\.[0-9]{1,40}){0,8})\b", re.IGNORECASE)
+_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w{0,63}\.[0-9]{1,40})(?!\S)", re.ASCII)
 
 
 def gta_reasoning(policy: GTAPolicy, tool: str, profile: Profile, formulas: bool = False) -> str:

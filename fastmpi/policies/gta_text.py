@@ -43,10 +43,11 @@ given one or more images, the profile of the user, the request, and the history:
 were made so far and what they returned. Decide on the next call, and make exactly one.
 
 Answer with a JSON object and nothing else: {"name": "<tool>", "arguments": {"<argument>": \
-<value>, ...}}. "name" is one of the names listed below, written in full. "arguments" has every \
-argument that the tool needs, with the names and types listed there; an optional argument may be \
-left out and then has its default. Do not invent tools, arguments or values: what a call needs \
-comes from the images, the request or the history.
+<value>, ...}}, for example {"name": "CountGivenObject_v2", "arguments": {"image": \
+"image/image_1.jpg", "text": "red apple"}}. "name" is one of the names listed below, \
+written in full. "arguments" has every argument that the tool needs, with the names and types \
+listed there; an optional argument may be left out and then has its default. Do not invent tools, \
+arguments or values: what a call needs comes from the images, the request or the history.
 
 Many tools exist in several versions, which differ in speed and quality and are called with the \
 same arguments. A user may use only one version of each. Which one it is follows from the \

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 ARGUMENT_TYPES = ("text", "image", "int", "bool")
@@ -60,7 +59,7 @@ class Tool:
             raise ValueError(
                 f"tool name {self.name!r}: letters, digits and _, no version at the end"
             )
-        if self.versions < 1:
+        if type(self.versions) is not int or self.versions < 1:
             raise ValueError(f"tool {self.name}: {self.versions} versions")
         if len({argument.name for argument in self.arguments}) < len(self.arguments):
             raise ValueError(f"tool {self.name}: an argument is there twice")
@@ -96,7 +95,7 @@ def tool_table(tools: Iterable[Tool]) -> Mapping[str, Tool]:
             raise ValueError(f"tool name {sorted(repeated)[0]!r} is there twice")
         taken.update(tool.names)
         table[tool.name] = tool
-    return MappingProxyType(table)
+    return table
 
 
 def type_of(name: str, tools: Mapping[str, Tool]) -> str | None:
@@ -116,7 +115,8 @@ TOOLS: Mapping[str, Tool] = tool_table(
         Tool(
             "Calculator",
             "Evaluates an arithmetic expression and returns its value. Use it for sums, products, "
-            "ratios and roots of numbers that are already known.",
+            "ratios and roots of numbers that "
+            "are already known, never for guesses; the units stay out of the expression.",
             (
                 Argument(
                     "expression", "text", "the expression in Python's syntax, e.g. round(75 / 3, 2)"
@@ -126,26 +126,28 @@ TOOLS: Mapping[str, Tool] = tool_table(
         Tool(
             "OCR",
             "Finds the text in an image and returns every piece of it with its bounding box, in "
-            "reading order.",
+            "reading order. Use it for receipts, signs, labels, tables, menus and screenshots.",
             (_IMAGE,),
             versions=5,
         ),
         Tool(
             "CountGivenObject",
-            "Counts how often the described object occurs in an image and returns the number.",
+            "Counts how often the described object occurs in an image and returns the "
+            "number. Objects that are partly hidden count as well.",
             (_IMAGE, Argument("text", "text", "the object to count, in English, e.g. red apple")),
             versions=4,
         ),
         Tool(
             "ImageDescription",
             "Describes an image in a short English paragraph: what is there, what it looks like "
-            "and where it is.",
+            "and where it is. Use it for an overview; it reads no small print.",
             (_IMAGE,),
             versions=5,
         ),
         Tool(
             "GoogleSearch",
-            "Searches the web and returns the titles and snippets of the first results.",
+            "Searches the web and returns the titles and snippets of the first results. Use "
+            "it for facts that neither the images nor the history show.",
             (
                 Argument("query", "text", "what to search for"),
                 Argument("k", "int", "number of results", optional=True, default=10),
@@ -161,7 +163,8 @@ TOOLS: Mapping[str, Tool] = tool_table(
         ),
         Tool(
             "TextToBbox",
-            "Finds the described object in an image and returns its bounding box with a score.",
+            "Finds the described object in an image and returns its bounding box with a "
+            "score. The box is what DrawBox and RegionAttributeDescription need.",
             (
                 _IMAGE,
                 Argument("text", "text", "the object to find, in English"),
@@ -176,7 +179,8 @@ TOOLS: Mapping[str, Tool] = tool_table(
         ),
         Tool(
             "Plot",
-            "Runs matplotlib code and returns the picture that it draws.",
+            "Runs matplotlib code and returns the picture that it draws. Use it for charts of "
+            "numbers that are already known.",
             (
                 Argument(
                     "command",
@@ -188,13 +192,14 @@ TOOLS: Mapping[str, Tool] = tool_table(
         ),
         Tool(
             "MathOCR",
-            "Reads the mathematical formulas in an image and returns them in LaTeX.",
+            "Reads the mathematical formulas in an image and returns them in LaTeX. Text around "
+            "them is left out.",
             (_IMAGE,),
         ),
         Tool(
             "Solver",
             "Runs sympy code and returns the result. Use it for equations and for algebra with "
-            "unknowns.",
+            "unknowns; for plain arithmetic there is Calculator.",
             (
                 Argument(
                     "command",
@@ -215,7 +220,8 @@ TOOLS: Mapping[str, Tool] = tool_table(
         ),
         Tool(
             "AddText",
-            "Writes text on an image and returns the new image.",
+            "Writes text on an image and returns the new image. The image that was given stays as "
+            "it was.",
             (
                 _IMAGE,
                 Argument("text", "text", "what to write"),
@@ -230,7 +236,8 @@ TOOLS: Mapping[str, Tool] = tool_table(
         ),
         Tool(
             "TextToImage",
-            "Makes a new image from keywords and returns it.",
+            "Makes a new image from keywords and returns it. It sees none of the images that were "
+            "given.",
             (
                 Argument(
                     "keywords",
@@ -243,7 +250,7 @@ TOOLS: Mapping[str, Tool] = tool_table(
         Tool(
             "ImageStylization",
             "Changes an image as an instruction says, for example its style, and returns the new "
-            "image.",
+            "image; what the instruction leaves open stays as it was.",
             (_IMAGE, Argument("instruction", "text", "what to change, in one English sentence")),
             versions=3,
         ),
