@@ -6,8 +6,9 @@ prompt, t tokens added so far, Hq and Hkv query and key heads, r = Hq / Hkv, D h
 Unusual: the responses of a prompt are folded into the query length, so that attention over the
 prompt is one matrix product per prompt and head and no key is copied G times. The scores over the
 prompt and over a response's own tokens meet in one softmax; the same as merging two attentions by
-log-sum-exp, but fewer passes over memory (on a CPU 0.7 of the time). Prompts lie on shelves of
-similar length, since the policy-aware ones are several times longer than the others.
+log-sum-exp, but fewer passes over memory (on a CPU 0.7 of the time). What several prompts begin
+with (`trunks.py`, the policy above all) is held once for all of them and merged by log-sum-exp.
+Prompts lie on shelves of similar length, since some are several times longer than others.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ class Shelf:
         full = bool((counts == self._num_slots).all())
         self._slot = None if full else owner * self._num_slots + rank  # None: slots are rows
 
-    def attend(self, layer_idx: int, q: Tensor, own_scores: Tensor) -> tuple[Tensor, Tensor]:
-        """q (Hkv, B, r, D), own_scores (Hkv, B, r, t) -> what the prompts give, weights of own."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        scores = self._fold(q) @ keys.mT  # (Hkv, P, G * r, L)
+    def scores(self, layer_idx: int, q: Tensor) -> Tensor:
+        """q (Hkv, B, r, D) -> (Hkv, B, r, L), -inf at padding."""
+        scores = self._fold(q) @ self.keys[layer_idx].mT  # (Hkv, P, G * r, L)
         scores.masked_fill_(self._padding[:, None], -torch.inf)
-        scores = torch.cat([self._unfold(scores), own_scores], -1)  # (Hkv, B, r, L + t)
-        weights = scores.softmax(-1, dtype=score_dtype(q.dtype)).to(q.dtype)
-        on_prompt, on_own = weights.split([keys.shape[2], own_scores.shape[3]], -1)
-        return self._unfold(self._fold(on_prompt) @ values), on_own
+        return self._unfold(scores)
+
+    def mix(self, layer_idx: int, weights: Tensor) -> Tensor:
+        """weights (Hkv, B, r, L) -> the values' sums, (Hkv, B, r, D)."""
+        return self._unfold(self._fold(weights) @ self.values[layer_idx])
 
     def keep(self, rows: Tensor) -> None:
         """Drop all responses but `rows` (ascending), and prompts that have none left."""
@@ -105,11 +106,54 @@ class Shelf:
         return x if self._slot is None else x[:, self._slot]
 
 
+class SharedShelf:
+    """A shelf of trunks. `rows`: (n,) the running responses below them, in the shelf's order."""
+
+    def __init__(self, shelf: Shelf, rows: Tensor) -> None:
+        self.shelf, self.rows = shelf, rows
+
+    def add_to(self, layer_idx: int, q: Tensor, out: Tensor, lse: Tensor) -> None:
+        """Merges attention over the trunks into `out` (Hkv, B, r, D), whose log-sum-exp is `lse`
+        (Hkv, B, r, 1), both in place."""
+        weights, own = softmax_and_lse(self.shelf.scores(layer_idx, q[:, self.rows]), lse.dtype)
+        mixed = self.shelf.mix(layer_idx, weights.to(q.dtype))
+        before = lse[:, self.rows]
+        both = torch.logaddexp(before, own)
+        merged = out[:, self.rows] * (before - both).exp() + mixed * (own - both).exp()
+        out[:, self.rows] = merged.to(out.dtype)
+        lse[:, self.rows] = both
+
+    def keep(self, rows: Tensor, num_rows: int) -> bool:
+        """Drop all responses but `rows` of `num_rows`; False when none is left here."""
+        place = torch.full((num_rows,), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        left = (place[self.rows] >= 0).nonzero()[:, 0]
+        self.rows = place[self.rows[left]]
+        if len(left):
+            self.shelf.keep(left)
+        return len(left) > 0
+
+
+def softmax_and_lse(
+    scores: Tensor, dtype: torch.dtype, *, lse: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension, and its log-sum-exp (*, 1), empty unless wanted.
+
+    The greatest weight is exp(greatest score - log-sum-exp) and never underflows: reading both
+    is cheaper than torch's logsumexp, which takes the exponentials once more.
+    """
+    weights = scores.softmax(-1, dtype=dtype)
+    if not lse:
+        return weights, weights[..., :0]
+    return weights, scores.amax(-1, keepdim=True).to(dtype) - weights.amax(-1, keepdim=True).log()
+
+
 class DecodeCache:
     """The pattern of decoding steps: each response sees its prompt and its own tokens."""
 
-    def __init__(self, prompts: list[Shelf]) -> None:
+    def __init__(self, prompts: list[Shelf], shared: Sequence[SharedShelf] = ()) -> None:
         self._shelves = prompts  # their responses are the batch's rows, shelf after shelf
+        self._shared = list(shared)
         self._own_keys: list[Tensor] = []  # (Hkv, B, capacity, D) for each layer
         self._own_values: list[Tensor] = []
         self._length = 0  # own tokens before this step
@@ -122,10 +166,24 @@ class DecodeCache:
         own_scores = q @ own_keys.mT
         sizes = [len(shelf.owner) for shelf in self._shelves]
         parts = zip(self._shelves, q.split(sizes, 1), own_scores.split(sizes, 1), strict=True)
-        given = [shelf.attend(layer_idx, q_, own) for shelf, q_, own in parts]
-        from_prompts, on_own = (torch.cat(column, 1) for column in zip(*given, strict=True))
+        given = [self._attend_prompts(shelf, layer_idx, q_, own) for shelf, q_, own in parts]
+        from_prompts, on_own, lse = (torch.cat(column, 1) for column in zip(*given, strict=True))
         out = from_prompts + on_own @ own_values
+        for shared in self._shared:
+            shared.add_to(layer_idx, q, out, lse)
         return out.transpose(0, 1).reshape(num_rows, 1, num_heads, dim)
+
+    def _attend_prompts(
+        self, shelf: Shelf, layer_idx: int, q: Tensor, own_scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (Hkv, B, r, D), own_scores (Hkv, B, r, t) -> what the prompts give, the weights of own
+        tokens, and the log-sum-exp of both, (Hkv, B, r, 1), where something is to be merged."""
+        on_prompt = shelf.scores(layer_idx, q)
+        scores = torch.cat([on_prompt, own_scores], -1)  # (Hkv, B, r, L + t)
+        weights, lse = softmax_and_lse(scores, score_dtype(q.dtype), lse=bool(self._shared))
+        sizes = [on_prompt.shape[3], own_scores.shape[3]]
+        on_prompt, on_own = weights.to(q.dtype).split(sizes, -1)
+        return shelf.mix(layer_idx, on_prompt), on_own, lse
 
     def advance(self) -> None:
         """The step is over: every layer has added one token."""
@@ -133,6 +191,8 @@ class DecodeCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all responses but `rows` (ascending) and whatever nobody needs any more."""
+        num_rows = sum(len(shelf.owner) for shelf in self._shelves)
+        self._shared = [shared for shared in self._shared if shared.keep(rows, num_rows)]
         self._own_keys = [own[:, rows] for own in self._own_keys]
         self._own_values = [own[:, rows] for own in self._own_values]
         start, kept = 0, []

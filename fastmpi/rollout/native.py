@@ -2,7 +2,7 @@
 
 Unusual: all distinct prompts of a wave are prefilled as one forest, so that prompts which begin
 alike (the policy, the picture) run that beginning once; then every response decodes against the
-one copy of its prompt's keys and values. Prompts are merged by their tokens and pictures here,
+one copy of its prompt's keys and values, and all prompts of a policy against one copy of that. Prompts are merged by their tokens and pictures here,
 and only here: groups are the caller's.
 """
 
@@ -14,17 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fastmpi.data.batch import ForestBatch
 from fastmpi.data.images import Image
 from fastmpi.data.samples import Prompt
-from fastmpi.models.attention import ForestPattern
 from fastmpi.models.features import ImageFeatures
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.rollout.cache import DecodeCache, PromptRecorder, Shelf, shelves
 from fastmpi.rollout.decoding import Decoding
 from fastmpi.rollout.engine import Response
+from fastmpi.rollout.prefill import Prefill, prefill
 from fastmpi.rollout.sampling import Sampler, SamplingParams, uniforms
 
 # Finished responses leave the batch when they are at least this share of it.
@@ -46,7 +43,8 @@ class NativeEngine:
     """Samples with the model that is being trained, in its own process.
 
     max_prompt_tokens, max_responses: what one wave holds at most (a prompt is never split); they
-    bound memory and never change a response. features: where the features of pictures come from,
+    bound memory and never change a response. min_shared_tokens: from how many tokens on the common
+    beginning of several prompts is held once for all of them. features: where the features of pictures come from,
     a cache shared with training for instance; None from it, or no such function: encoded here.
     progress: called after every decoding step.
     """
@@ -57,6 +55,7 @@ class NativeEngine:
         *,
         max_prompt_tokens: int = 65_536,
         max_responses: int = 1_024,
+        min_shared_tokens: int = 64,
         features: Callable[[Sequence[Image]], ImageFeatures | None] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -64,6 +63,7 @@ class NativeEngine:
         self.features = features
         self.max_prompt_tokens = max_prompt_tokens
         self.max_responses = max_responses
+        self.min_shared_tokens = min_shared_tokens
         self.progress = progress
 
     def generate(
@@ -86,15 +86,15 @@ class NativeEngine:
             sampler = self._sampler(params)
             done = _Done(sum(counts), self.progress)
             for wave in self._waves(_distinct(prompts, counts)):
-                wave.sort(key=lambda request: len(request.prompt.ids))  # for the cache's shelves
-                members = [member for request in wave for member in request.members]
-                random = [
-                    uniforms(params.seed, streams[p], i, params.max_tokens) for p, i in members
-                ]
                 # not in inference mode: its tensors, kept in a cache, could not be trained with
                 features = self._features([i for request in wave for i in request.prompt.images])
                 with torch.inference_mode():
-                    responses = self._run(wave, features, params, sampler, np.stack(random), done)
+                    read = self._prefill(wave, features)
+                    members = [member for at in read.order for member in wave[at].members]
+                    random = [
+                        uniforms(params.seed, streams[p], i, params.max_tokens) for p, i in members
+                    ]
+                    responses = self._decode(read, params, sampler, np.stack(random), done)
                 for (prompt, _), response in zip(members, responses, strict=True):
                     results[prompt].append(response)
         return results
@@ -120,19 +120,23 @@ class NativeEngine:
         if wave:
             yield wave
 
-    def _run(
+    def _prefill(self, wave: list[_Request], features: ImageFeatures) -> Prefill:
+        prompts = [request.prompt for request in wave]
+        counts = [len(request.members) for request in wave]
+        return prefill(
+            self.model, prompts, counts, features, min_shared_tokens=self.min_shared_tokens
+        )
+
+    def _decode(
         self,
-        wave: list[_Request],
-        features: ImageFeatures,
+        read: Prefill,
         params: SamplingParams,
         sampler: Sampler,
         random: np.ndarray,  # (B, max_tokens)
         done: _Done,
     ) -> list[Response]:
-        """Responses of one wave, in the order of its members."""
-        hidden, positions, cache = self._prefill(wave, features)
-        counts = torch.tensor([len(request.members) for request in wave], device=hidden.device)
-        hidden, positions = (x.repeat_interleave(counts, 0) for x in (hidden, positions))
+        """Responses of one wave, in the order of `read`."""
+        hidden, positions, cache = read.hidden, read.positions, read.cache
         stop_token_ids = params.stop_token_ids
         if stop_token_ids is None:
             stop_token_ids = self.model.processor.eos_token_ids
@@ -150,31 +154,6 @@ class NativeEngine:
             cache.advance()
         done.add(state)
         return state.responses()
-
-    def _prefill(
-        self, wave: list[_Request], features: ImageFeatures
-    ) -> tuple[Tensor, Tensor, DecodeCache]:
-        """Last hidden states (P, H) and next positions (P,) of the prompts, and their cache."""
-        batch = ForestBatch.from_prompts([r.prompt for r in wave], self.model.processor)
-        batch = batch.to(self.model.device)
-        prompts = list(_shelves(batch, [len(r.members) for r in wave]))
-        forest = ForestPattern(batch.subtree_end, self.model.attention_backend)
-        hidden = self.model.hidden(batch, features, PromptRecorder(forest, prompts))
-        last = batch.flat_index[batch.offsets[1:] - 1]
-        positions = [batch.position_ids[:, shelf.rows].amax((0, 2)) + 1 for shelf in prompts]
-        return hidden[last], torch.cat(positions), DecodeCache(prompts)
-
-
-def _shelves(batch: ForestBatch, counts: list[int]) -> Iterator[Shelf]:
-    """The prompts of `batch`, which ascend in length, with `counts` responses each."""
-    device = batch.offsets.device
-    lengths = batch.offsets.diff()  # (P,)
-    for start, stop in shelves(lengths.tolist()):
-        last = lengths[start:stop, None] - 1
-        within = torch.arange(int(lengths[stop - 1]), device=device).minimum(last)  # (P, L)
-        rows = batch.flat_index[batch.offsets[start:stop, None] + within]
-        owner = torch.arange(stop - start).repeat_interleave(torch.tensor(counts[start:stop]))
-        yield Shelf(rows, lengths[start:stop], owner.to(device))
 
 
 @dataclass

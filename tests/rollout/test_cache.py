@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from fastmpi.models.attention import AttentionPattern
-from fastmpi.rollout.cache import DecodeCache, PromptRecorder, Shelf, shelves
+from fastmpi.rollout.cache import DecodeCache, PromptRecorder, SharedShelf, Shelf, shelves
 
 LENGTHS = [3, 4, 9, 10, 30]
 OWNERS = [[0, 0, 0, 1], [0, 0, 1, 1], [0]]  # of the shelves (3, 4), (9, 10) and (30)
+# Trunks above them, level by level: their lengths, and the responses below each.
+TRUNKS = [([7, 9], [[0, 1, 2, 5], [4, 8]]), ([3], [[0, 5]])]
 HEADS, KV_HEADS, DIM, SCALE = 6, 2, 4, 0.7
 
 
@@ -35,7 +37,7 @@ class _Attention(AttentionPattern):
 class _Responses:
     """Keys and values of every response's path, kept whole beside the cache under test."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64, trunks: list = []) -> None:  # noqa: B006
         self.generator = torch.Generator().manual_seed(0)
         self.dtype = dtype
         starts = torch.tensor([0, *LENGTHS]).cumsum(0)
@@ -50,7 +52,23 @@ class _Responses:
             self.paths += [[key[0, :, a:b], value[0, :, a:b]] for a, b in spans]
         query = self.random(1, HEADS, sum(LENGTHS), DIM)
         PromptRecorder(_Attention(), self.shelves).attend(0, query, key, value, SCALE)
-        self.cache = DecodeCache(self.shelves)
+        self.cache = DecodeCache(self.shelves, [self.shared(*level) for level in trunks])
+
+    def shared(self, lengths: list[int], below: list[list[int]]) -> SharedShelf:
+        """One level of trunks, which its responses' paths get too."""
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        key, value = (self.random(1, KV_HEADS, sum(lengths), DIM) for _ in "kv")
+        within = torch.arange(max(lengths)).minimum(torch.tensor(lengths)[:, None] - 1)
+        owner = [trunk for trunk, rows in enumerate(below) for _ in rows]
+        shelf = Shelf(starts[:-1, None] + within, torch.tensor(lengths), torch.tensor(owner))
+        PromptRecorder(_Attention(), [shelf]).attend(0, key, key, value, SCALE)
+        rows = [row for of_trunk in below for row in of_trunk]
+        for trunk, row in zip(owner, rows, strict=True):
+            span = slice(starts[trunk], starts[trunk + 1])
+            path = self.paths[row]
+            path[0] = torch.cat([key[0, :, span], path[0]], 1)
+            path[1] = torch.cat([value[0, :, span], path[1]], 1)
+        return SharedShelf(shelf, torch.tensor(rows))
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=self.dtype, generator=self.generator)
@@ -76,14 +94,16 @@ class _Responses:
         self.paths = [self.paths[row] for row in rows]
 
 
-def test_steps_equal_plain_attention():
-    responses = _Responses()
+@pytest.mark.parametrize("trunks", [[], TRUNKS])
+def test_steps_equal_plain_attention(trunks):
+    responses = _Responses(trunks=trunks)
     for _ in range(70):  # beyond the first buffers, twice
         torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
 
 
-def test_steps_equal_plain_attention_as_responses_finish():
-    responses = _Responses()
+@pytest.mark.parametrize("trunks", [[], TRUNKS])
+def test_steps_equal_plain_attention_as_responses_finish(trunks):
+    responses = _Responses(trunks=trunks)
     for left in ([0, 1, 3, 4, 5, 6, 7, 8], [0, 2, 3, 4, 5, 6, 7], [1, 4, 6], [0, 2], [1]):
         torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
         responses.keep(left)
@@ -91,8 +111,9 @@ def test_steps_equal_plain_attention_as_responses_finish():
     assert len(responses.paths) == 1
 
 
-def test_low_precision_keeps_its_dtype():
-    responses = _Responses(torch.bfloat16)
+@pytest.mark.parametrize("trunks", [[], TRUNKS])
+def test_low_precision_keeps_its_dtype(trunks):
+    responses = _Responses(torch.bfloat16, trunks)
     got, wanted = responses.step()
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.05)

@@ -13,6 +13,7 @@ from fastmpi.data.samples import Prompt, Sample
 from fastmpi.ops.token_logprob import token_logprob
 from fastmpi.rollout.engine import Response
 from fastmpi.rollout.native import NativeEngine
+from fastmpi.rollout.prefill import prefill
 from fastmpi.rollout.sampling import SamplingParams
 
 SAMPLE = SamplingParams(max_tokens=12, temperature=1.3, seed=5, stop_token_ids=())
@@ -35,16 +36,20 @@ def _training_logprobs(model, prompt: Prompt, response: Response, temperature: f
     return logprob.numpy()
 
 
-def test_greedy_equals_generate(model, example_prompts, stock_generate):
+@pytest.mark.parametrize("min_shared_tokens", [4, 1000])
+def test_greedy_equals_generate(model, example_prompts, stock_generate, min_shared_tokens):
     prompts = example_prompts(model)
-    responses = NativeEngine(model).generate(prompts, 1, GREEDY)
+    engine = NativeEngine(model, min_shared_tokens=min_shared_tokens)
+    responses = engine.generate(prompts, 1, GREEDY)
     for prompt, (response,) in zip(prompts, responses, strict=True):
         assert response.ids.tolist() == stock_generate(model, prompt, 12)
 
 
-def test_log_probs_equal_the_training_forward(model, example_prompts):
+@pytest.mark.parametrize("min_shared_tokens", [4, 1000])
+def test_log_probs_equal_the_training_forward(model, example_prompts, min_shared_tokens):
     prompts = example_prompts(model)
-    responses = NativeEngine(model).generate(prompts, [2, 0, 1, 3, 1, 1], SAMPLE)
+    engine = NativeEngine(model, min_shared_tokens=min_shared_tokens)
+    responses = engine.generate(prompts, [2, 0, 1, 3, 1, 1], SAMPLE)
     assert [len(group) for group in responses] == [2, 0, 1, 3, 1, 1]
     for prompt, group in zip(prompts, responses, strict=True):
         for response in group:
@@ -144,6 +149,24 @@ def test_policy_aware_prompts_share_the_policy(qwen, example_prompts):
     batch = ForestBatch.from_prompts(aware, qwen.processor)
     shared = int((aware[0].ids[:20] == aware[1].ids[:20]).cumprod().sum())
     assert shared >= 15 and batch.num_tokens <= batch.num_unshared_tokens - shared
+
+
+def test_sharing_between_prompts_changes_nothing(qwen, example_prompts):
+    """Nor does it hold a token twice that could be shared."""
+    prompts = example_prompts(qwen)
+    plain = NativeEngine(qwen, min_shared_tokens=1000).generate(prompts, 3, SAMPLE)
+    shared = NativeEngine(qwen, min_shared_tokens=1).generate(prompts, 3, SAMPLE)
+    for ours, theirs in zip(shared, plain, strict=True):
+        assert all(map(_same, ours, theirs))
+    batch = ForestBatch.from_prompts(prompts, qwen.processor)
+    with torch.inference_mode():
+        images = [image for prompt in prompts for image in prompt.images]
+        features = qwen.encode_images(images)
+        read = prefill(qwen, prompts, [1] * len(prompts), features, min_shared_tokens=1)
+    shelves = [*read.cache._shelves, *(shared.shelf for shared in read.cache._shared)]
+    held = sum(int((~shelf._padding).sum()) for shelf in shelves)
+    # a prompt's last token is its own, also where another prompt goes on after it
+    assert batch.num_tokens <= held <= batch.num_tokens + len(prompts)
 
 
 def test_other_seeds_and_responses_differ(qwen, example_prompts):
