@@ -63,8 +63,7 @@ def quoted_tests(text: str) -> tuple[Test, ...]:
     return tuple(tests)
 
 
-def compact_tests(words: Sequence[str]) -> tuple[Test, ...]:
-    """The tests in the words of a compact condition; anything else is a `ValueError`."""
+def _compact_tests(words: Sequence[str]) -> tuple[Test, ...]:
     parts: list[list[str]] = [[]]
     for word in words:
         if word == "and":
@@ -134,7 +133,7 @@ def _compact_rule(line: str) -> Rule:
     if not dot or words[1:2] != ["if"] or "then" not in words:
         raise ValueError("expected '<tool>.<number> if <test> then <version>'")
     then = words.index("then")
-    return Rule(words[0], tool, compact_tests(words[2:then]), _compact_then(words[then + 1 :]))
+    return Rule(words[0], tool, _compact_tests(words[2:then]), _compact_then(words[then + 1 :]))
 
 
 def _compact_then(words: Sequence[str]) -> Target | Choice:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from fastmpi.policies.citation import Citation
 from fastmpi.policies.gta_parse import quoted_tests
 from fastmpi.policies.gta_policy import GTAPolicy, Routing, Step
-from fastmpi.policies.gta_rules import Choice, Profile, Rule
+from fastmpi.policies.gta_rules import Choice, Profile, Rule, Test
 from fastmpi.policies.gta_text import test_text
 
 # Citations are read from so many characters at the start of a response.
-CITED_CHARACTERS = 100_000
+CITED_CHARACTERS = 200_000
 
 _FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,40}(?:\.[0-9]{1,40}){0,8})\b", re.IGNORECASE)
-_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w{0,63}\.[0-9]{1,40})(?!\S)", re.ASCII)
+_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w*\.[0-9]{1,40})(?!\S)", re.ASCII)
 
 
 def gta_reasoning(policy: GTAPolicy, tool: str, profile: Profile, formulas: bool = False) -> str:
@@ -43,19 +44,20 @@ def gta_citations(text: str, policy: GTAPolicy) -> list[Citation]:
 
     Full style: "Rule 4" and, up to the end of its line or the next citation, the tests that are
     quoted, as in the policy's words ("the credits are over 250") or without verb ("credits over
-    250"). Compact style: the id and the words up to yes or no. A citation is faithful where these
-    are the rule's condition, and after it nothing or the test of the rule's choice; one that
-    quotes no test is not. Only the first `CITED_CHARACTERS` are read; time is linear.
+    250"); a mention that quotes nothing, right before another of the same rule, only announces it.
+    Compact style: the id and the words up to yes or no. A citation is faithful where these are the
+    rule's condition, and after it nothing or the test of the rule's choice; one that quotes no
+    test is not. Only the first `CITED_CHARACTERS` are read; time is linear.
     """
     text = text[:CITED_CHARACTERS].partition("</think>")[0]
     rules = {rule.id: rule for rule in policy.rules}
-    full = policy.style == "full"
-    citations = []
-    for name, quote in _quotes(text, _FULL_ID if full else _COMPACT_ID):
-        rule = rules.get(name)
-        faithful = rule is not None and (_full_faithful if full else _compact_faithful)(rule, quote)
-        citations.append(Citation(name, rule is not None, faithful))
-    return citations
+    if policy.style == "compact":
+        judged = [
+            (name, _compact_faithful(rules.get(name), q)) for name, q in _quotes(text, _COMPACT_ID)
+        ]
+    else:
+        judged = [(name, _full_faithful(rules.get(name), q)) for name, q in _full_quotes(text)]
+    return [Citation(name, name in rules, faithful) for name, faithful in judged]
 
 
 def _opening(tool: str, profile: Profile, routing: Routing) -> str:
@@ -90,7 +92,8 @@ def _compact_step(step: Step) -> str:
 
 def _compact_name(tool: str, name: str) -> str:
     """'v3' for a version of the tool itself, else the name of the other tool."""
-    return name.removeprefix(f"{tool}_") if name.startswith(f"{tool}_v") else name
+    version = re.fullmatch(rf"{re.escape(tool)}_(v[0-9]+)", name)
+    return version[1] if version else name
 
 
 def _quotes(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
@@ -101,12 +104,20 @@ def _quotes(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
         yield match[1], text[match.end() : end]
 
 
-def _full_faithful(rule: Rule, quote: str) -> bool:
-    tests = quoted_tests(quote.partition("\n")[0])
-    return tests in (rule.when, rule.tests)
+def _full_quotes(text: str) -> Iterator[tuple[str, tuple[Test, ...]]]:
+    quotes = [(name, quoted_tests(q.partition("\n")[0])) for name, q in _quotes(text, _FULL_ID)]
+    for (name, tests), (after, _) in pairwise([*quotes, ("", ())]):
+        if tests or name != after:
+            yield name, tests
 
 
-def _compact_faithful(rule: Rule, quote: str) -> bool:
+def _full_faithful(rule: Rule | None, tests: tuple[Test, ...]) -> bool:
+    return rule is not None and tests in (rule.when, rule.tests)
+
+
+def _compact_faithful(rule: Rule | None, quote: str) -> bool:
+    if rule is None:
+        return False
     groups: list[list[str]] = [[]]
     answers = []
     for word in quote.split():

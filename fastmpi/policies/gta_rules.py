@@ -15,6 +15,7 @@ from typing import Any
 
 ACCOUNT_TYPES = ("A", "B", "C", "D")
 FIELDS = ("credits", "age")
+LARGEST = 999_999_999  # of a number; rules are read back from text, and no text is unbounded
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Range:
 
     def _contains(self, number: int) -> bool:
         return (
-            number >= 0
+            0 <= number <= LARGEST
             and (self.over is None or number > self.over)
             and (self.at_least is None or number >= self.at_least)
             and (self.under is None or number < self.under)
@@ -204,7 +205,7 @@ def boundary_profiles(rules: Iterable[Rule]) -> list[Profile]:
         for test in rule.tests:
             if isinstance(test, Range):
                 points[test.field].update(b + d for _, b in test.bounds() for d in (-1, 0, 1))
-    credits, ages = (sorted(n for n in points[field] if n >= 0) for field in FIELDS)
+    credits, ages = (sorted(n for n in points[field] if 0 <= n <= LARGEST) for field in FIELDS)
     return [Profile(*values) for values in product(ACCOUNT_TYPES, credits, ages)]
 
 
@@ -233,8 +234,8 @@ def rules_of(rules: Iterable[Rule], tool: str) -> Iterator[Rule]:
 
 
 def _checked_number(what: str, value: Any) -> None:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{what}: {value!r} is no whole number from 0")
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise ValueError(f"{what}: {value!r} is no whole number from 0 to {LARGEST}")
 
 
 def _test(data: Mapping[str, Any]) -> Test:
