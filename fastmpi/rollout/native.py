@@ -2,8 +2,8 @@
 
 Unusual: all distinct prompts of a wave are prefilled as one forest, so that prompts which begin
 alike (the policy, the picture) run that beginning once; then every response decodes against the
-one copy of its prompt's keys and values, and all prompts of a policy against one copy of that. Prompts are merged by their tokens and pictures here,
-and only here: groups are the caller's.
+one copy of its prompt's keys and values, and all prompts of a policy against one copy of that.
+Prompts are merged by their tokens and pictures here, and only here: groups are the caller's.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class NativeEngine:
 
     max_prompt_tokens, max_responses: what one wave holds at most (a prompt is never split); they
     bound memory and never change a response. min_shared_tokens: from how many tokens on the common
-    beginning of several prompts is held once for all of them. features: where the features of pictures come from,
-    a cache shared with training for instance; None from it, or no such function: encoded here.
-    progress: called after every decoding step.
+    beginning of several prompts is held once for all of them. features: where the features of
+    pictures come from, a cache shared with training for instance; None from it, or no such
+    function: encoded here. progress: called after every decoding step.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ def find_trunks(paths: Sequence[np.ndarray], min_tokens: int) -> list[Trunk]:
     """The trunks of prompts whose paths through the forest are `paths`.
 
     A shorter beginning than `min_tokens` is copied: merging its attention costs more than reading
-    it for each prompt. A prompt's trunks, in the order given, are its path's beginning without gaps. Its last token is
-    never in one, so that every prompt keeps something of its own.
+    it for each prompt. A prompt's trunks, in the order given, are its path's beginning without
+    gaps. Its last token is never in one, so that every prompt keeps something of its own.
     """
     return list(_grow(paths, range(len(paths)), 0, 0, min_tokens))
 
