@@ -6,7 +6,7 @@ returns one number per completion, or None where it does not apply. It may be ``
 are the columns of the data set, one value per completion, and fastmpi's ``arm`` and ``policy_id``.
 
 Unusual: completions are what a model wrote, so they are data: never evaluated, and every function
-here is linear in their length whatever they hold.
+here is linear in their length whatever they hold. `tool_calls` reads and scores calls of tools.
 """
 
 from __future__ import annotations
@@ -24,20 +24,30 @@ from typing import Any
 
 import numpy as np
 
+from fastmpi.tool_calls.call import BOX, MAX_LENGTH, boxed_object, last_box, parse_call, read_call
+from fastmpi.tool_calls.score import score_calls
+
 RewardFunction = Callable[..., Any]
 
-BOX = "\\boxed{"
+BUILT_IN = ("exact_answer", "think_format", "tool_call")  # what a recipe may name as it stands
 _BRACE = re.compile("[{}]")
 
 
 def boxed_answer(text: str) -> str | None:
-    """The inside of the last ``\\boxed{...}``, braces balanced; None if it never closes."""
-    start = text.rfind(BOX)
+    """The inside of the last ``\\boxed{...}``, braces balanced; None if it never closes.
+
+    Where a JSON object is all that the box holds, the braces in its strings do not count. A box of
+    more than `MAX_LENGTH` characters counts as one that never closes.
+    """
+    start = last_box(text)
     if start < 0:
-        return None
-    start += len(BOX)
+        if BOX not in text:
+            return None
+        start = text.rindex(BOX) + len(BOX)  # with one backslash too many
+    if (span := boxed_object(text, start)) is not None:
+        return text[start : text.index("}", span[1])]
     depth = 1
-    for brace in _BRACE.finditer(text, start):
+    for brace in _BRACE.finditer(text, start, start + MAX_LENGTH):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
             return text[start : brace.start()]
@@ -54,6 +64,22 @@ def exact_answer(completions: Sequence[str], answer: Sequence[str], **_: Any) ->
 
 def _matches(boxed: str | None, gold: str) -> bool:
     return boxed is not None and boxed.strip() == gold.strip()
+
+
+def tool_call(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
+    """Half for the right tool and half for its arguments, which earn partial credit.
+
+    The call is read as `fastmpi.tool_calls.call.parse_call` says and scored as `score.py` there
+    does; 0 for no call. None, not applicable, where ``answer`` is no call.
+    """
+    golds = [read_call(gold) for gold in answer]
+    pairs = [
+        (parse_call(completion), gold)
+        for completion, gold in zip(completions, golds, strict=True)
+        if gold is not None
+    ]
+    scores = iter(score_calls([call for call, _ in pairs], [gold for _, gold in pairs]))
+    return [None if gold is None else next(scores).overall for gold in golds]
 
 
 def think_format(completions: Sequence[str], **_: Any) -> list[float]:

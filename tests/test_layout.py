@@ -19,6 +19,7 @@ PACKAGE = Path(fastmpi.__file__).parent
 LAYERS = [
     {"kernels", "_C", "reference"},
     {"ops"},
+    {"tool_calls"},
     {"rewards", "config", "settings", "checkpoint", "tracking", "environment", "assets", "bench"},
     {"models", "data", "policies"},
     {"rollout", "evaluation", "report"},

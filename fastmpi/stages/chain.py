@@ -173,7 +173,7 @@ def reward_functions(names: Sequence[str], trust_recipe_code: bool) -> list[Rewa
 
     functions = []
     for name in names:
-        if name in ("exact_answer", "think_format"):
+        if name in rewards.BUILT_IN:
             functions.append(getattr(rewards, name))
         elif not trust_recipe_code:
             raise ValueError(

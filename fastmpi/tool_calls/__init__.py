@@ -1,0 +1,1 @@
+"""Calls of tools in what a model wrote: read, and scored. Import the submodule that you need."""
