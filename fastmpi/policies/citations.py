@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from fastmpi.data.scenes import CLEVR_ATTRIBUTES
 from fastmpi.policies.citation import Citation
 from fastmpi.policies.clevr_tree import ClevrTree, Node
+from fastmpi.policies.gta_policy import GTAPolicy
+from fastmpi.policies.gta_reasoning import gta_citations
+from fastmpi.policies.gta_rules import Profile
 from fastmpi.policies.policy import Policy
 
 MAX_TEXT = 200_000  # characters of a response that are read
@@ -29,29 +33,45 @@ _TOKEN = re.compile(
 
 
 def citations(text: str, policy: Policy) -> list[Citation]:
-    """What `text` cites of `policy`, in order; `ValueError` where its rules are not known."""
-    if (tree := policy.metadata.get("tree")) is not None:
-        return _clevr_citations(text, ClevrTree.from_json(tree))
-    raise _unknown_rules(policy)
+    """What `text` cites of `policy` before `</think>`, in order.
+
+    `ValueError` where the policy's rules are not known.
+    """
+    rules = _rules(policy)
+    if isinstance(rules, GTAPolicy):
+        return gta_citations(text, rules)
+    return _clevr_citations(text, rules)
 
 
 def gold_citations(policy: Policy, row: Mapping[str, Any]) -> list[str]:
-    """The ids on the way to the row's answer: of the tree's path to `leaf`, or of the tool's rules.
+    """The ids that the right reasoning cites: on the tree's way to `leaf`, or of `tool`'s rules.
 
     Empty where no rule decides, as for a tool with one version. `ValueError` where the row lacks
-    the column or the policy its rules.
+    its column or the policy its rules.
     """
-    if (tree := policy.metadata.get("tree")) is not None:
-        path = ClevrTree.from_json(tree).path(_column(row, "leaf"))
-        return [node.id for node, _ in path]
-    raise _unknown_rules(policy)
+    rules = _rules(policy)
+    if isinstance(rules, ClevrTree):
+        return [node.id for node, _ in rules.path(_column(row, "leaf"))]
+    profile = Profile.from_json(_column(row, "profile"))
+    return rules.route(_column(row, "tool"), profile, bool(row.get("formulas"))).cited
 
 
 def condition_ids(policy: Policy) -> list[str]:
-    """The ids of all rules of `policy`."""
+    """The ids of all conditions or rules of `policy`."""
+    rules = _rules(policy)
+    items = rules.rules if isinstance(rules, GTAPolicy) else rules.nodes()
+    return [item.id for item in items]
+
+
+@lru_cache(maxsize=256)
+def _rules(policy: Policy) -> ClevrTree | GTAPolicy:
     if (tree := policy.metadata.get("tree")) is not None:
-        return [node.id for node in ClevrTree.from_json(tree).nodes()]
-    raise _unknown_rules(policy)
+        return ClevrTree.from_json(tree)
+    if (tools := policy.metadata.get("gta")) is not None:
+        return GTAPolicy.from_json(tools)
+    raise ValueError(
+        f"policy {policy.policy_id!r}: neither 'tree' nor 'gta' is there; its rules are unknown"
+    )
 
 
 def _clevr_citations(text: str, tree: ClevrTree) -> list[Citation]:
@@ -71,7 +91,7 @@ def _mentions(text: str) -> Iterator[tuple[str, list[str]]]:
     A quote ends with its line or at the next id.
     """
     place, quoted, is_open = None, list[str](), False
-    for token in _TOKEN.finditer(text[:MAX_TEXT]):
+    for token in _TOKEN.finditer(text[:MAX_TEXT].partition("</think>")[0]):
         if token["id"]:
             if place is not None:
                 yield place, quoted
@@ -96,9 +116,3 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
     if row.get(name) is None:
         raise ValueError(f"row {row.get('id')!r} has no {name!r}: what its answer cites is unknown")
     return row[name]
-
-
-def _unknown_rules(policy: Policy) -> ValueError:
-    return ValueError(
-        f"policy {policy.policy_id!r}: neither 'tree' nor 'gta' is there; its rules are unknown"
-    )

@@ -12,6 +12,9 @@ from fastmpi.policies.citation import Citation
 from fastmpi.policies.citations import citations, condition_ids, gold_citations
 from fastmpi.policies.clevr_text import STYLES, reasoning_text
 from fastmpi.policies.clevr_tree import ClevrTree
+from fastmpi.policies.gta_policy import gta_policy
+from fastmpi.policies.gta_reasoning import gta_reasoning
+from fastmpi.policies.gta_rules import Profile
 from fastmpi.policies.policy import Policy
 
 
@@ -65,7 +68,7 @@ def test_gold_reasoning_is_faithful_and_cites_the_gold_way(style: str, depth: in
         ("C1.1.1 red yes C7 red no", [("1.1.1", UNKNOWN), ("7", UNKNOWN)]),  # an outcome's id
         ("C1 yes", [("1", FALSE)]),  # quotes nothing
         ("C1 red yes C1 red yes", [("1", TRUE), ("1", TRUE)]),
-        ("<think>C1 red yes</think>\\boxed{Case 3}", [("1", TRUE)]),
+        ("<think>C1 red yes</think>C7 red \\boxed{Case 3}", [("1", TRUE)]),  # before the answer
     ],
 )
 def test_compact(text: str, expected: list) -> None:
@@ -95,6 +98,19 @@ def test_full(text: str, expected: list) -> None:
 
 def test_all_conditions() -> None:
     assert condition_ids(POLICY) == ["1", "1.1", "1.2"]
+    assert condition_ids(gta_policy().to_policy()) == [str(number) for number in range(1, 21)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_gold_reasoning_about_tools_is_faithful(style: str) -> None:
+    rules = gta_policy(style)
+    profile = Profile("C", credits=500, age=30)
+    row = {"id": "1", "tool": "OCR", "profile": profile.to_json(), "formulas": False}
+    gold = gold_citations(rules.to_policy(), row)
+    found = citations(gta_reasoning(rules, "OCR", profile), rules.to_policy())
+    assert found == [Citation(place, True, True) for place in gold]
+    assert len(gold) > 1
+    assert gold_citations(rules.to_policy(), {**row, "tool": "Calculator"}) == []
 
 
 @pytest.mark.parametrize(
