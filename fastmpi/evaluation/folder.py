@@ -4,6 +4,7 @@
                         hashes (of the data files), versions, seconds (by arm)
     items/<arm>.jsonl   every answer of an arm with its verdict; appears when the arm is complete
     items/<arm>.partial the answers so far of an arm that is not
+    forgetting/images   the pictures of the forgetting arm, which is made from the seed
     summary.json        {"suites": {suite: figures}}, see `SuiteSummary`
 
 `data` in run.json names files relative to the folder itself, so that a run which is moved as a
@@ -12,7 +13,9 @@ as in the data file), and
 
     response, parsed    what the model wrote, and the answer in it (null: none was found)
     correct             the answer is right; of a tool call, all of it
-    tool, argument, overall   scores of a tool call, only where the answer is one
+    scores              {"tool", "argument", "overall"}, only where the answer is a tool call
+    score               in the forgetting arm, which has no `parsed`
+    kept_old            in the override arm, where the old rules' answer is another: it was given
     prompt_tokens, response_tokens, finished   finished is false where the response was cut off
 """
 
@@ -116,7 +119,9 @@ class EvaluationFolder:
 
     def pictures_folder(self, arm: str) -> Path | None:
         """The folder that the items' `images` are relative to; None where rows came from code."""
-        rows = self.data_path(_ROWS_OF[arm]) if arm in _ROWS_OF else None
+        if arm == "forgetting":
+            return self.path / arm
+        rows = self.data_path(_ROWS_OF[arm])
         return None if rows is None else rows.parent
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 Item = Mapping[str, Any]
+Middle = Callable[..., Any]
+"""np.mean or np.median."""
 Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 RESAMPLES = 2000
 _MAX_DRAWN = 4_000_000  # values drawn at once, which bounds memory
@@ -88,20 +90,24 @@ def median(values: Sequence[float]) -> Figure:
     return _bootstrapped([values], lambda drawn: np.median(drawn[0], -1))
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
-    """mean(ours) / mean(theirs), paired by position.
+def ratio(ours: Sequence[float], theirs: Sequence[float], middle: Middle = np.mean) -> Figure:
+    """middle(ours) / middle(theirs), paired by position.
 
-    `ValueError` where `theirs` is zero everywhere. Resamples in which it is are left out.
+    `ValueError` where the latter is zero. Resamples in which it is are left out.
     """
-    if len(theirs) and not np.any(theirs):
-        raise ValueError("a ratio to a mean of zero")
-    return _bootstrapped([ours, theirs], lambda drawn: _divided(drawn[0].mean(-1), drawn[1]))
+    if len(theirs) and middle(np.asarray(theirs), axis=-1) == 0:
+        raise ValueError("a ratio to zero")
+    return _bootstrapped(
+        [ours, theirs], lambda drawn: _divided(*(middle(values, axis=-1) for values in drawn))
+    )
 
 
-def saved(without: Sequence[float], with_policy: Sequence[float]) -> Figure:
-    """1 - mean(without) / mean(with_policy), paired: the share of a cost that is gone."""
-    reach = ratio(without, with_policy)
-    return Figure(1 - reach.value, 1 - reach.high, 1 - reach.low, reach.n) if reach.n else NOTHING
+def saved(
+    without: Sequence[float], with_policy: Sequence[float], middle: Middle = np.mean
+) -> Figure:
+    """1 - middle(without) / middle(with_policy), paired: the share of a cost that is gone."""
+    left = ratio(without, with_policy, middle)
+    return Figure(1 - left.value, 1 - left.high, 1 - left.low, left.n) if left.n else NOTHING
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
@@ -109,24 +115,13 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
     return _bootstrapped([ours, theirs], lambda drawn: (drawn[0] - drawn[1]).mean(-1))
 
 
-def bootstrap(n: int, statistic: Callable[[np.ndarray], float]) -> Figure:
-    """A statistic of n items that is no mean of theirs: called with their indices, then with those
-    of each resample. Resamples for which it is NaN are left out."""
-    if n == 0:
-        return NOTHING
-    rng = np.random.default_rng(0)
-    drawn = np.array([statistic(rng.integers(0, n, n)) for _ in range(RESAMPLES)])
-    return Figure(float(statistic(np.arange(n))), *_percentiles(drawn), n)
-
-
-def paired(ours: Iterable[Item], theirs: Iterable[Item], key: str) -> tuple[list, list]:
-    """The values of `key` ("correct", "overall", ...) of the items that both have, by id.
-
-    Items without the key, or None there, are left out with their partner.
-    """
-    others = {item["id"]: item.get(key) for item in theirs}
-    pairs = [(item.get(key), others.get(item["id"])) for item in ours]
-    both = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+def paired(
+    ours: Iterable[Item], theirs: Iterable[Item], value: Callable[[Item], float | None]
+) -> tuple[list[float], list[float]]:
+    """A value of the items that both have, by id; an item without it is left out on both sides."""
+    others = {item["id"]: value(item) for item in theirs}
+    pairs = [(value(item), others.get(item["id"])) for item in ours]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
     return [a for a, _ in both], [b for _, b in both]
 
 
@@ -141,7 +136,7 @@ def split(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[str, l
 
 def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((under := below.mean(-1)) == 0, np.nan, above / under)
+        return np.where(below == 0, np.nan, above / below)
 
 
 def _bootstrapped(

@@ -6,10 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fastmpi.evaluation.folder import SUITES
 from fastmpi.evaluation.metrics import Figure, share, split
-from fastmpi.settings import Settings
+from fastmpi.settings import Settings, did_you_mean
+
+FLAGS = {
+    "test": "--test-dataset",
+    "policies": "--policies",
+    "override": "--override-dataset",
+    "override_policies": "--override-policies",
+}
 
 
 @dataclass(kw_only=True)
@@ -34,6 +42,13 @@ class EvalConfig(Settings):
     seed: int = 0
     """Seed of sampling."""
 
+    suites: list[str] | None = None
+    """What to measure: task, in-context, override, referral, branching, forgetting, efficiency;
+    None: task, and in-context where there are policies."""
+
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision; auto: on a GPU the one that the weights are saved in, else fp32."""
+
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_completion_length"):
             if getattr(self, name) < 1:
@@ -42,6 +57,14 @@ class EvalConfig(Settings):
             raise ValueError("temperature and num_timed_prompts must not be negative")
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+        if self.dtype not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"dtype: {self.dtype!r} is not one of auto, fp32, bf16")
+        for name in self.suites or ():
+            if name not in SUITES:
+                near = did_you_mean(name, SUITES)
+                raise ValueError(f"there is no suite {name!r}{near}; there are {', '.join(SUITES)}")
+        if self.suites == []:
+            raise ValueError(f"suites is empty: give some of {', '.join(SUITES)}")
 
 
 @dataclass(kw_only=True)
@@ -51,21 +74,46 @@ class EvalInputs(EvalConfig):
     model: str = "tiny"
     """Folder or hub name of the model; may also stand right after `eval`."""
 
-    test_dataset: str
-    """JSONL file of the questions, with their answers."""
+    data_dir: str | None = None
+    """Data folder: whichever of the four files below is not given is taken from it, if there."""
+
+    test_dataset: str | None = None
+    """JSONL file of the questions, with their answers (test.jsonl)."""
 
     policies: str | None = None
-    """JSONL file of the policies; without it the policy stays out of the prompt."""
+    """JSONL file of the policies (policies.jsonl)."""
+
+    override_dataset: str | None = None
+    """JSONL file of the questions under other rules, with their answers (override.jsonl)."""
+
+    override_policies: str | None = None
+    """JSONL file of the other rules, under the old names (override_policies.jsonl)."""
 
     output_dir: str | None = None
-    """Folder for the answers and the summary; None: only print."""
+    """Folder for the answers and the summary, continued where it is there; None: only print."""
+
+    label: str | None = None
+    """Name of the model in tables; None: the model as it was given."""
+
+    def files(self) -> dict[str, str]:
+        """Paths by name ("test", "policies", "override", "override_policies"), of those given."""
+        given = {name: getattr(self, flag[2:].replace("-", "_")) for name, flag in FLAGS.items()}
+        if self.data_dir is not None:
+            folder = Path(self.data_dir)
+            if not folder.is_dir():
+                raise ValueError(f"--data-dir: there is no folder {self.data_dir}")
+            there = {name: folder / f"{name}.jsonl" for name in FLAGS}
+            given = {
+                n: path or (there[n] if there[n].is_file() else None) for n, path in given.items()
+            }
+        return {name: str(path) for name, path in given.items() if path is not None}
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """What came out.
 
-    items: per row {"id", "policy_id", "prompt", "response", "parsed", "answer", "correct"}.
+    items: one per row, see `folder.py`.
     prompt_tokens: mean over the rows, placeholders included. prefill_ms: median over the timed
     prompts of one forward pass with its pictures, NaN where none was timed.
     """

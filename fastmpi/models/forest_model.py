@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fastmpi.data.processor import Processor
@@ -66,7 +67,7 @@ class ForestModel(nn.Module):
         cls,
         path: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
         device: str | torch.device | None = None,
         attention_backend: str = "auto",
         trust_remote_code: bool = False,
@@ -74,7 +75,8 @@ class ForestModel(nn.Module):
     ) -> ForestModel:
         """Loads a model folder or hub name, in evaluation mode, the vision tower frozen.
 
-        device: None is the accelerator, if there is one, else the CPU.
+        dtype: "auto" is the one that the weights are saved in. device: None is the accelerator, if
+        there is one, else the CPU.
         The architecture is checked before the weights are read. `probe` compares the forest with
         the stock forward on two branches and a picture; `ValueError` where they disagree.
         """
@@ -87,9 +89,12 @@ class ForestModel(nn.Module):
             raise ValueError(f"no model folder {str(path)!r}, nor on the hub: {why}") from error
         check_supported(config)
         processor = Processor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{path}: its weights are damaged: {error}") from error
         device = device or torch.accelerator.current_accelerator() or "cpu"
         forest = cls(model.to(device), processor, attention_backend=attention_backend)
         if probe:
