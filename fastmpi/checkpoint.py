@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -28,10 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastmpi.files import flush, removed_on_error
+
 STATE_FILE = "trainer_state.json"
 STATE_FOLDER = "state"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_ASIDE = re.compile(r"\.checkpoint-\d+\.(writing|old)")
+_ASIDE = re.compile(r"\.(checkpoint-\d+)\.(writing|old)")
 _SAMPLED_VALUES = 1024  # of each tensor, for the fingerprint
 
 
@@ -75,10 +76,13 @@ def written_aside(
         _remove_leftovers(output_dir)
         (aside / STATE_FOLDER).mkdir(parents=True)
     barrier()
-    yield aside
-    barrier()
+    with removed_on_error(aside):
+        yield aside
+        barrier()
+        if is_main:
+            for path in [*aside.rglob("*"), aside]:
+                flush(path)
     if is_main:
-        _flush(aside)
         _move_into_place(aside, output_dir / f"checkpoint-{step}")
     barrier()
 
@@ -198,9 +202,14 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 
 def _remove_leftovers(output_dir: Path) -> None:
-    """What a killed run left half-written."""
+    """What a killed run left half-written; a checkpoint that it had moved away comes back."""
     for path in output_dir.glob(".checkpoint-*"):
-        if _ASIDE.fullmatch(path.name):
+        if not (match := _ASIDE.fullmatch(path.name)):
+            continue
+        target = path.with_name(match[1])
+        if match[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
             shutil.rmtree(path)
 
 
@@ -209,19 +218,6 @@ def _move_into_place(aside: Path, target: Path) -> None:
     if target.exists():  # written again after resuming from an earlier checkpoint
         target.rename(old)
     aside.rename(target)
-    _flush_one(target.parent)
+    flush(target.parent)
     if old.exists():
         shutil.rmtree(old)
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from fastmpi.files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -158,9 +159,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
-    aside = path.with_suffix(".writing")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 class _Bar:

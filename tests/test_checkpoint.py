@@ -48,9 +48,17 @@ def test_a_killed_write_is_never_seen(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), checkpoint.written_aside(tmp_path, 2) as aside:
         checkpoint.write_state(aside, {"step": 2})
         raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
+    (tmp_path / ".checkpoint-2.writing" / "state").mkdir(parents=True)  # as a kill leaves it
     assert checkpoint.find_checkpoint(tmp_path, "auto") == tmp_path / "checkpoint-1"
     write(tmp_path, 3)  # clears away what was left
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_a_checkpoint_moved_away_by_a_killed_write_comes_back(tmp_path: Path) -> None:
+    write(tmp_path, 1).rename(tmp_path / ".checkpoint-1.old")
+    write(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_written_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"kernels", "_C", "reference"},
     {"ops"},
     {"tool_calls"},
-    {"rewards", "config", "settings", "checkpoint", "tracking", "environment", "assets", "bench"},
+    {"rewards", "config", "settings", "checkpoint", "tracking", "files", "environment", "assets", "bench"},
     {"models", "data", "policies"},
     {"rollout", "evaluation", "report"},
     {"recipe"},

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastmpi import checkpoint as checkpoints
 from fastmpi.config import FREE_ON_RESUME, TrainingConfig
+from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
@@ -294,7 +295,8 @@ class Trainer(OptimizerStep, ABC):
             self.model.merge_lora()
         self.model.eval()
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(self.args.output_dir)
+            with model_written(Path(self.args.output_dir)) as folder:
+                self.model.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         metrics = {
             "step": float(self.state.global_step),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi import __version__
+from fastmpi.files import write_whole
 from fastmpi.recipe import FILES, StagePlan
 
 RECORD = "stage.json"
@@ -82,9 +83,7 @@ class StageRecord:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / (RECORD + ".writing")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        aside.replace(folder / RECORD)
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def made_from_of(plan: StagePlan, start: StageStart, data: DataFiles) -> dict[str, Any]:
