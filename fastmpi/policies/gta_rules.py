@@ -53,7 +53,7 @@ class Account:
     def __post_init__(self) -> None:
         # In alphabetical order, as the text writes them: equal tests compare equal.
         known = tuple(kind for kind in ACCOUNT_TYPES if kind in self.types)
-        if not known or known != tuple(self.types):
+        if not known or known != self.types:
             raise ValueError(f"account types {self.types!r}: some of A, B, C, D in this order")
 
     def holds(self, profile: Profile, formulas: bool = False) -> bool:

@@ -86,14 +86,11 @@ class Tool:
 
 
 def tool_table(tools: Iterable[Tool]) -> Mapping[str, Tool]:
-    """Tools by name, in their order; a name given twice, of a version too, is a `ValueError`."""
+    """Tools by name, in their order; a name that is given twice is a `ValueError`."""
     table: dict[str, Tool] = {}
-    taken: set[str] = set()
     for tool in tools:
-        repeated = taken.intersection(tool.names) or ({tool.name} & table.keys())
-        if repeated:
-            raise ValueError(f"tool name {sorted(repeated)[0]!r} is there twice")
-        taken.update(tool.names)
+        if tool.name in table:
+            raise ValueError(f"tool name {tool.name!r} is there twice")
         table[tool.name] = tool
     return table
 
