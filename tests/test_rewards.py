@@ -10,7 +10,17 @@ import time
 import numpy as np
 import pytest
 
-from fastmpi.rewards import boxed_answer, exact_answer, load_reward, score, think_format
+from fastmpi.rewards import (
+    BUILT_IN,
+    boxed_answer,
+    exact_answer,
+    load_reward,
+    score,
+    think_format,
+    tool_call,
+)
+from fastmpi.stages.chain import reward_functions
+from fastmpi.tool_calls.call import MAX_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -22,6 +32,8 @@ from fastmpi.rewards import boxed_answer, exact_answer, load_reward, score, thin
         (r"\boxed{\boxed{x}}", "x"),
         (r"\boxed{}", ""),
         (r"\boxed{never closed", None),
+        (r"\boxed{" + "a" * (MAX_LENGTH - 1) + "}", "a" * (MAX_LENGTH - 1)),
+        (r"\boxed{" + "a" * MAX_LENGTH + "}", None),
         (r"\boxed{1} and \boxed{cut", None),  # the last one counts, as it stands
         ("Case 5", None),
         ("", None),
@@ -39,6 +51,35 @@ def test_exact_answer():
         r"\boxed{Case 55}",
     ]
     assert exact_answer(completions, answer=["Case 5"] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_tool_call():
+    gold = '{"name": "OCR_v4", "arguments": {"image": "a.jpg", "text": "a red cube"}}'
+    completions = [
+        rf"<think>x</think>\boxed{{{gold}}}",
+        rf"\boxed{{{gold.replace('v4', 'v3')}}}",
+        rf"\boxed{{{gold.replace('a.jpg', 'b.jpg')}}}",
+        f"```json\n{gold.replace('a red cube', 'red')}\n```",
+        rf"\boxed{{{gold}",
+        "OCR_v4",
+        rf"\boxed{{{gold}}}",
+    ]
+    answers = [*[gold] * 6, "Case 5"]
+    rewards = tool_call(completions=completions, answer=answers, arm=["policy_free"] * 7)
+    assert rewards == pytest.approx([1, 0.5, 0.75, 0.5 + (1 + 0.5) / 4, 0, 0, None])
+
+
+def test_tool_call_among_other_rewards():
+    """Where no answer is a call it does not apply; alone it is then an error."""
+    scored = _score(exact_answer, tool_call, answer=["a", '{"name": "a", "arguments": {}}'])
+    assert scored.rewards.tolist() == [0, 0] and np.isnan(scored.parts["tool_call"][0])
+    with pytest.raises(ValueError, match="no reward function applies to completion 1"):
+        _score(tool_call, answer=['{"name": "a", "arguments": {}}', "Case 5"])
+
+
+def test_recipes_name_what_is_built_in():
+    functions = reward_functions(BUILT_IN, trust_recipe_code=False)
+    assert functions == [exact_answer, think_format, tool_call]
 
 
 @pytest.mark.parametrize(

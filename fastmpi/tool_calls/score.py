@@ -102,7 +102,8 @@ def _fields(
 
 
 def _compare(field: str, left: Any, right: Any) -> float | tuple[str, str]:
-    if not (isinstance(left, str) and isinstance(right, str)) or field in EXACT:
+    texts = isinstance(left, str) and isinstance(right, str)
+    if field in EXACT or not texts or left == right:  # gold itself is 1 whatever its kind
         return float(_same(left, right))
     if field == "expression":
         return float(same_value(left, right))
