@@ -100,14 +100,14 @@ def _full_then(tool: str, text: str) -> Target | Choice:
     test, _, no = rest.rpartition(", otherwise ")
     tests = _full_tests(test)
     if len(tests) != 1:
-        raise ValueError(f"{test!r}: a choice has one test")
+        raise ValueError(f"{test[:80]!r}: a choice has one test")
     return Choice(tests[0], _target(tool, yes), _target(tool, no))
 
 
 def _full_tests(text: str) -> tuple[Test, ...]:
     tests = [quoted_tests(part) for part in text.split(", and ")]
     if any(len(found) != 1 for found in tests):
-        raise ValueError(f"{text!r} is no condition")
+        raise ValueError(f"{text[:80]!r} is no condition")
     return tuple(test for (test,) in tests)
 
 
@@ -155,11 +155,13 @@ def _compact_test(words: Sequence[str]) -> Test:
     if len(words) % 2 == 0 or not all(
         word in names and re.fullmatch(_NUMBER, number) for word, number in pairs
     ):
-        raise ValueError(f"{' '.join(words)!r} is no test")
+        raise ValueError(f"{' '.join(words)[:80]!r} is no test")
     return _range(words[0], [(names[word], number) for word, number in pairs])
 
 
 def _target(tool: str, name: str) -> Target:
+    if not re.fullmatch(r"\w+", name):
+        raise ValueError(f"{name[:80]!r} is no name of a tool")
     version = name.removeprefix(f"{tool}_v")
     return int(version) if version != name and version.isdecimal() else name
 

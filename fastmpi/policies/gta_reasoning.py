@@ -22,7 +22,7 @@ from fastmpi.policies.gta_text import test_text
 CITED_CHARACTERS = 200_000
 
 _FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,40}(?:\.[0-9]{1,40}){0,8})\b", re.IGNORECASE)
-_COMPACT_ID = re.compile(r"(?<!\S)([A-Za-z]\w*\.[0-9]{1,40})(?!\S)", re.ASCII)
+_COMPACT_ID = re.compile(r"(?<![^\s>])([A-Za-z]\w*\.[0-9]{1,40})(?!\S)", re.ASCII)
 
 
 def gta_reasoning(policy: GTAPolicy, tool: str, profile: Profile, formulas: bool = False) -> str:
@@ -98,10 +98,8 @@ def _compact_name(tool: str, name: str) -> str:
 
 def _quotes(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
     """Each cited id and what follows it, up to the next one."""
-    matches = list(pattern.finditer(text))
-    ends = [match.start() for match in matches[1:]] + [len(text)]
-    for match, end in zip(matches, ends, strict=True):
-        yield match[1], text[match.end() : end]
+    pieces = pattern.split(text)  # what stands before, id, what follows, id, what follows, ...
+    yield from zip(pieces[1::2], pieces[2::2], strict=True)
 
 
 def _full_quotes(text: str) -> Iterator[tuple[str, tuple[Test, ...]]]:
