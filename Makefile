@@ -1,5 +1,5 @@
-# make demo | make test | make kernels | make lint | make wheel | make sanitize | make fuzz, on a
-# machine with Python, make and a C++ compiler.
+# make demo | make test | make soak | make kernels | make lint | make wheel | make sanitize | make fuzz,
+# on a machine with Python, make and a C++ compiler.
 #
 # WHEEL=1 uses a second environment that holds the built wheel instead of this checkout:
 # `make test WHEEL=1` tests what a user installs.
@@ -28,7 +28,7 @@ INSTALL = $(BIN)/pip install -c $(CONSTRAINTS) -e '.[$*]'
 endif
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test kernels lint wheel sanitize fuzz
+.PHONY: demo test soak kernels lint wheel sanitize fuzz
 
 demo: $(VENV)/.installed-lora
 	$(BIN)/fastmpi compare $(RECIPE) --overwrite
@@ -37,6 +37,10 @@ demo: $(VENV)/.installed-lora
 test: $(VENV)/.installed-dev
 	cd $$(mktemp -d) && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
 		-n $(JOBS) --benchmark-disable $(CURDIR)/tests
+
+# Kills a run of all stages at twenty random moments: some minutes.
+soak: $(VENV)/.installed-dev
+	$(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m soak -s $(CURDIR)/tests
 
 # Compiles every Triton kernel for GPUs that need not be here.
 kernels: $(VENV)/.installed-dev
