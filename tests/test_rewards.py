@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 import time
@@ -77,6 +78,39 @@ def test_tool_call_among_other_rewards():
         _score(tool_call, answer=['{"name": "a", "arguments": {}}', "Case 5"])
 
 
+LONG = "9" * 90_000
+HOSTILE = [
+    "__import__('os').system('true')",
+    "9**9**9",
+    "1e999",
+    "(" * 90_000,
+    LONG,
+    "(" + ", ".join([LONG[:20_000]] * 4) + ")",
+    "</script><script>alert(1)</script>",
+    "\u202e\u2066\x00\x1b[31m",
+    "\\boxed{" * 10_000,
+    "}" * 90_000,
+    "a " * 45_000,
+    {"a": {"b": [None]}},
+]
+NO_JSON = ["\ud800", float("nan"), float("inf"), 10**400]
+
+
+@pytest.mark.parametrize("value", HOSTILE + NO_JSON, ids=lambda value: repr(value)[:16])
+def test_a_hostile_value_earns_only_the_tool(value):
+    """In every kind of field, within a second, and gold's own values beside it still count."""
+    gold = {"expression": "1+1", "bbox": "(0, 0, 9, 9)", "image": "a.jpg", "text": "a b", "k": 1}
+    everywhere = json.dumps({"name": "T", "arguments": dict.fromkeys(gold, value)})
+    once = json.dumps({"name": "T", "arguments": {**gold, "text": value}})
+    answer = json.dumps({"name": "T", "arguments": gold})
+    start = time.process_time()
+    rewards = tool_call([rf"\boxed{{{everywhere}}}", f"```\n{once}\n```"], answer=[answer] * 2)
+    assert time.process_time() - start < 1
+    read = value not in NO_JSON
+    short = read and len(everywhere) <= MAX_LENGTH
+    assert rewards == pytest.approx([0.5 * short, 0.9 * read], abs=1e-4)
+
+
 def test_recipes_name_what_is_built_in():
     functions = reward_functions(BUILT_IN, trust_recipe_code=False)
     assert functions == [exact_answer, think_format, tool_call]
@@ -109,6 +143,7 @@ def test_hostile_text_takes_linear_time(unit):
     start = time.process_time()
     for completion in (text, r"\boxed{" + text, "<think>" + text + "</think>" + text):
         exact_answer([completion], answer=["x"])
+        tool_call([completion], answer=['{"name": "x", "arguments": {}}'])
         think_format([completion])
     assert time.process_time() - start < 20  # quadratic would take hours
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastmpi.policies.gta_tools import TOOLS
 from fastmpi.tool_calls.call import Call, parse_call
-from fastmpi.tool_calls.score import CallScore, score_call, score_calls
+from fastmpi.tool_calls.score import DEFAULTS, CallScore, score_call, score_calls
 from fastmpi.tool_calls.similarity import token_f1
 
 
@@ -193,6 +194,21 @@ def test_defaults_are_those_of_golds_tool():
     called = Call("Weather_v12", {"place": "Rome", "unit": "C"})
     assert score_call(called, gold, defaults=own).argument == 1
     assert score_call(called, gold).argument == 0.5
+
+
+def test_the_defaults_are_those_that_the_tools_are_described_with():
+    described = {
+        tool.name: {argument.name: argument.default for argument in tool.arguments}
+        for tool in TOOLS.values()
+    }
+    assert all(described[tool].items() >= defaults.items() for tool, defaults in DEFAULTS.items())
+    optional = {
+        (tool.name, argument.name)
+        for tool in TOOLS.values()
+        for argument in tool.arguments
+        if argument.optional
+    }
+    assert optional == {(tool, field) for tool, fields in DEFAULTS.items() for field in fields}
 
 
 def test_texts_of_many_calls_go_through_one_call_of_the_similarity():
