@@ -25,6 +25,7 @@ from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
+from fastmpi.stages.profiling import StepProfiler, region
 from fastmpi.stages.rows import Rows, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
 from fastmpi.stages.step import OptimizerStep, StepInput, TrainState
@@ -100,6 +101,7 @@ class Trainer(OptimizerStep, ABC):
         self.state = TrainState()
         self.means = RunningMeans()
         self._tracker: Tracker | None = None
+        self._profiler: StepProfiler | None = None
         self._resumed_from: Path | None = None
         self._last_metrics: dict[str, float] = {}
         check_report_to(self.args.report_to)
@@ -162,11 +164,16 @@ class Trainer(OptimizerStep, ABC):
             load_checkpoint(self, found)
         self.model.train()
         self._resumed_from = found
+        if self.args.profile and self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir) / "profile"
+            self._profiler = StepProfiler(folder, lambda text: self.tracker.message(text))
         try:
             while self.state.global_step < self.total_steps and self._step():
                 pass
         finally:
             self.close()
+            if self._profiler is not None:
+                self._profiler.close()
             if self._tracker is not None:
                 self._tracker.close()
         return self._finish()
@@ -174,7 +181,8 @@ class Trainer(OptimizerStep, ABC):
     def _step(self) -> bool:
         """One optimiser step with its log, evaluation and checkpoint; False: no further step."""
         wall, cpu = time.perf_counter(), time.process_time()
-        step = self.next_step()
+        with region("next step"):
+            step = self.next_step()
         tracker = self.tracker
         if step is None:
             at, why = self.state.global_step, self.state.stopped
@@ -192,6 +200,8 @@ class Trainer(OptimizerStep, ABC):
         tracker.advance(self.state.global_step, metrics)
         self._log(tracker, step)
         self._check_skipped(tracker)
+        if self._profiler is not None:
+            self._profiler.step()
         self._evaluate(tracker)
         self._save_if_due()
         return True

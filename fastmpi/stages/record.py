@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi import __version__
+from fastmpi.assets import tiny_base_path
 from fastmpi.files import write_whole
 from fastmpi.recipe import FILES, StagePlan
 
 RECORD = "stage.json"
 # Where things lie and what is shown does not change what a stage makes.
-_NOT_MADE_FROM = ("output_dir", "report_to", "disable_tqdm", "logging_steps", "logging_first_step")
+_NOT_MADE_FROM = ("output_dir", "report_to", "disable_tqdm", "logging_steps", "profile")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class DataFiles:
     train: str | None
     train_cot: str | None
     test: str | None
+    override: str | None = None
+    override_policies: str | None = None
 
     def rows(self, name: str) -> str:
         """The path of "train", "train_cot" or "test", or `name` itself, a path."""
@@ -47,6 +50,16 @@ class StageStart:
 
     model: str
     identity: str
+
+
+def resolve_model(name: str) -> str:
+    """ "tiny" is the model inside this package; anything else is a folder or hub name."""
+    if name != "tiny":
+        return name
+    path = tiny_base_path()
+    if not (path / "config.json").exists():
+        raise ValueError(f"the embedded model is missing from {path}")
+    return str(path)
 
 
 @dataclass(frozen=True)

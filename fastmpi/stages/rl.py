@@ -42,6 +42,7 @@ from fastmpi.rollout.groups import ARMS
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.stages.loop import Evaluate, Trainer
 from fastmpi.stages.objectives import HeadOptions, PolicyLoss
+from fastmpi.stages.profiling import region
 from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
 from fastmpi.stages.rows import Rows, check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
@@ -228,7 +229,8 @@ class PolicyRolloutTrainer(Trainer):
         Adds what there is to log to `metrics`."""
         began = time.perf_counter()
         waited = self.sampler.ahead.waited_s
-        sampled, kept, batches = self.sampler.fill(self._engine(), self.state)
+        with region("rollout"):
+            sampled, kept, batches = self.sampler.fill(self._engine(), self.state)
         metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
         metrics["perf/gen_s"] = time.perf_counter() - began
         metrics["perf/data_wait_s"] = self.sampler.ahead.waited_s - waited
@@ -237,7 +239,8 @@ class PolicyRolloutTrainer(Trainer):
         if not self._all_full(kept, batches):
             return None
         began = time.perf_counter()
-        window = self.with_logprobs(self.with_advantages(kept))
+        with region("scoring"):
+            window = self.with_logprobs(self.with_advantages(kept))
         metrics["perf/logp_s"] = time.perf_counter() - began
         return window
 

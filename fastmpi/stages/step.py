@@ -20,6 +20,7 @@ from fastmpi.data.batch import ForestBatch, microbatches
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
+from fastmpi.stages.profiling import region
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +100,8 @@ class OptimizerStep:
         """AdamW, unless that would spoil the weights. All processes decide alike: loss and norm
         are those of all of them."""
         if finite:
-            self.optimizer.step()
+            with region("optimizer"):
+                self.optimizer.step()
             self.state.skipped_in_row = 0
         else:
             self.state.skipped_steps += 1
@@ -110,8 +112,11 @@ class OptimizerStep:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
         batches = self.microbatches(step.samples) if step.batches is None else step.batches
         for batch in batches:
+            with region("forward"):
+                loss = self.forward(batch, step.objective)
             # Not accelerator.backward: it divides by whatever accumulation the environment sets.
-            self.forward(batch, step.objective).backward()
+            with region("backward"):
+                loss.backward()
         if self.accelerator.num_processes > 1:
             self._add_gradients_of_all()
         return {
