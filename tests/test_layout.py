@@ -20,7 +20,8 @@ LAYERS = [
     {"kernels", "_C", "reference"},
     {"ops"},
     {"tool_calls"},
-    {"rewards", "config", "settings", "checkpoint", "tracking", "files", "environment", "assets", "bench"},
+    {"rewards", "config", "settings", "checkpoint", "tracking", "files", "environment", "assets"}
+    | {"bench", "endpoint", "endpoint_cache"},
     {"models", "data", "policies"},
     {"rollout", "evaluation", "report"},
     {"recipe"},
