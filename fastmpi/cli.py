@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from fastmpi import __version__
 from fastmpi.commands.bench import bench
 from fastmpi.commands.command import Command
-from fastmpi.commands.data import clevr_policy
+from fastmpi.commands.data import clevr_policy, gta_policy
 from fastmpi.commands.env import env
 from fastmpi.commands.evaluate import evaluate
 from fastmpi.commands.recipe import compare, run
@@ -23,6 +23,7 @@ from fastmpi.settings import did_you_mean
 
 _COMMANDS = (
     Command("data clevr-policy", "Make ClevrPolicy: policies, rows and pictures.", clevr_policy),
+    Command("data gta-policy", "Make GTAPolicy: tool calls under routing rules.", gta_policy),
     Command("cpt", "Stage 1: continual pretraining on policy and reasoning.", stage("cpt")),
     Command("sft", "Stage 2: fine-tuning on responses, without the policy.", stage("sft")),
     Command("rl", "Stage 3: reinforcement learning with PolicyRollout.", stage("rl")),

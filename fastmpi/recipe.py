@@ -4,10 +4,10 @@
     cpt, sft, rl, eval                          the settings of the stages, each may be left out
     compare                                     the methods of `fastmpi compare`
 
-`data` names files (`train`, `train_cot`, `test`) or, under `clevr_policy`, what to generate. Paths
-are relative to the current folder. Unusual: nothing in a recipe can run code. Reward functions by
-dotted path need `trust_recipe_code`, and code in a model's folder `trust_remote_code`, both given
-by the caller and never by the file.
+`data` names files (`train`, `train_cot`, `test`) or, under `clevr_policy` or `gta_policy`, what to
+generate. Paths are relative to the current folder. Unusual: nothing in a recipe can run code.
+Reward functions by dotted path need `trust_recipe_code`, and code in a model's folder
+`trust_remote_code`, both given by the caller and never by the file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmpi.config import CPTConfig, PolicyRolloutConfig, SFTConfig, TrainingConfig
 from fastmpi.evaluation.result import EvalConfig
+from fastmpi.policies.generate import GENERATORS, data_config
 from fastmpi.settings import Settings, coerce, did_you_mean, read_yaml
 
 if TYPE_CHECKING:
-    from fastmpi.policies.clevr_data import ClevrPolicyConfig
+    from fastmpi.policies.generate import DataConfig
 
 STAGES: Mapping[str, type[TrainingConfig]] = {
     "cpt": CPTConfig,
@@ -32,6 +33,7 @@ STAGES: Mapping[str, type[TrainingConfig]] = {
     "rl": PolicyRolloutConfig,
 }
 FILES = ("train", "train_cot", "test")
+OVERRIDE = ("override", "override_policies")  # of the evaluation under other rules
 MadeT = TypeVar("MadeT")
 _CALLERS_ONLY = ("trust_recipe_code", "trust_remote_code")
 
@@ -55,7 +57,8 @@ class Recipe(Settings):
     """Folder or hub name of the model to start from; "tiny" is the one inside this package."""
 
     data: dict[str, Any]
-    """`train`, `train_cot`, `test`: JSONL files; or `clevr_policy`: settings of the generator."""
+    """`train`, `train_cot`, `test`: JSONL files; or `clevr_policy` or `gta_policy`: settings of the
+    generator."""
 
     policies: str | None = None
     """JSONL file of the policies; generated data bring their own."""
@@ -101,28 +104,31 @@ class Recipe(Settings):
         values = {"seed": self.seed, **(getattr(self, kind) or {}), **(changes or {})}
         return _named(kind, lambda: stage_plan(kind, values))
 
-    def generated_data(self) -> ClevrPolicyConfig | None:
+    def generated_data(self) -> DataConfig | None:
         """What to generate into `output_dir/data`; None where the data are files."""
-        if "clevr_policy" not in self.data:
-            return None
-        from fastmpi.policies.clevr_data import ClevrPolicyConfig
+        for kind in GENERATORS:
+            if kind in self.data:
+                return self._generator(kind)
+        return None
 
+    def _generator(self, kind: str) -> DataConfig:
         folder = str(Path(self.output_dir) / "data")
-        given = coerce("data.clevr_policy", self.data["clevr_policy"] or {}, dict)
+        given = coerce(f"data.{kind}", self.data[kind] or {}, dict)
         settings = {"seed": self.seed, **given, "output_dir": folder}
-        return _named("data.clevr_policy", lambda: ClevrPolicyConfig.from_dict(settings))
+        return _named(f"data.{kind}", lambda: data_config(kind, settings))
 
     def _check_data(self) -> None:
-        known = (*FILES, "clevr_policy")
+        known = (*FILES, *OVERRIDE, *GENERATORS)
         for key in self.data:
             if key not in known:
                 raise ValueError(f"data has no {key!r}{did_you_mean(key, known)}")
-            if key in FILES:
+            if key in (*FILES, *OVERRIDE):
                 coerce(f"data.{key}", self.data[key], str)
-        if "clevr_policy" in self.data and len(self.data) > 1:
-            raise ValueError("data: give clevr_policy or files, not both")
-        if "clevr_policy" in self.data and self.policies is not None:
-            raise ValueError("policies: data.clevr_policy brings its own policies")
+        for kind in GENERATORS:
+            if kind in self.data and len(self.data) > 1:
+                raise ValueError(f"data: give {kind} or files, not both")
+            if kind in self.data and self.policies is not None:
+                raise ValueError(f"policies: data.{kind} brings its own policies")
         self.generated_data()
         if not self.data:
             raise ValueError(f"data is empty: give one of {', '.join(known)}")

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from fastmpi.config import SFTConfig
+from fastmpi.policies.clevr_data import ClevrPolicyConfig
+from fastmpi.policies.gta_data import GTAPolicyConfig
 from fastmpi.recipe import Recipe, find_recipe, load_recipe, shipped_recipes
 from fastmpi.stages.methods import comparison_of
 
@@ -39,6 +41,9 @@ def test_direct_sft_trains_on_all_rows():
         ({"data": {"clevr_policy": {}, "test": "x"}}, "clevr_policy or files, not both"),
         ({"data": {"clevr_policy": {"dept": 2}}}, "no 'dept'; did you mean 'depth'"),
         ({"data": {"clevr_policy": {}}, "policies": "p"}, "brings its own policies"),
+        ({"data": {"gta_policy": {}, "clevr_policy": {}}}, "not both"),
+        ({"data": {"gta_policy": {"worl": 2}}}, "data.gta_policy: .* mean 'world'"),
+        ({"data": {"gta_policy": {}}, "policies": "p"}, "data.gta_policy brings its own policies"),
         ({"sft": {"max_steps": "many"}}, "sft: SFTConfig.max_steps: expected int, found 'many'"),
         ({"sft": {"trust_remote_code": True}}, "trust_remote_code cannot be set in a file"),
     ],
@@ -84,6 +89,24 @@ def test_dotted_into_a_value_is_refused(tmp_path):
     path = write(tmp_path / "r.yaml", "data: {train: a}\n")
     with pytest.raises(ValueError, match="seed is not a group of settings"):
         load_recipe(path, {"seed": 3}, {"seed.x": 1})
+
+
+def test_generated_data_have_the_recipe_seed_and_a_folder_in_its_output():
+    made = Recipe(data={"gta_policy": {"world": "tiny"}}, seed=3, output_dir="out").generated_data()
+    assert isinstance(made, GTAPolicyConfig)
+    assert (made.world, made.seed, made.output_dir) == ("tiny", 3, "out/data")
+    made = Recipe(data={"clevr_policy": {"seed": 4}}, seed=3).generated_data()
+    assert isinstance(made, ClevrPolicyConfig) and made.seed == 4
+    assert Recipe(data=FILES).generated_data() is None
+
+
+@pytest.mark.parametrize("name", ["gta_policy_3b", "gta_policy_7b"])
+def test_the_gta_recipes_take_a_folder_of_the_users(name):
+    recipe = find_recipe(name, {}, {"data.gta_policy.gta_dir": "/gta"})
+    made = recipe.generated_data()
+    assert isinstance(made, GTAPolicyConfig)
+    assert (made.gta_dir, made.num_train, made.num_test) == ("/gta", 451, 106)
+    assert recipe.stage("rl").reward_funcs == ("tool_call", "think_format")
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

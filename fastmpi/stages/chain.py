@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastmpi.assets import tiny_base_path
 from fastmpi.data.rows import read_rows
 from fastmpi.evaluation.result import EvalInputs
-from fastmpi.policies.clevr_data import generate
+from fastmpi.policies.generate import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, Recipe, StagePlan, load_recipe
 from fastmpi.stages.record import (
