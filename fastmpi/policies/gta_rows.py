@@ -11,7 +11,6 @@ History names tools without versions, or a version could be copied instead of de
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastmpi.policies.gta_profiles import ProfileSource, routed_tool
 from fastmpi.policies.gta_reasoning import gta_reasoning
 from fastmpi.policies.gta_rules import Profile
 from fastmpi.policies.gta_text import profile_text
+from fastmpi.tool_calls.call import Call as ToolCall
 
 Row = dict[str, Any]
 
@@ -51,35 +51,10 @@ def overridden(rows: Sequence[Row], policy: GTAPolicy) -> list[Row]:
     changed = []
     for row in rows:
         routing = policy.route(row["tool"], Profile.from_json(row["profile"]), row["formulas"])
-        call = {**json.loads(row["answer"]), "name": routing.name}
-        new = {"answer": call_text(call), "old_answer": row["answer"], "rule": routing.rule}
+        call = ToolCall(routing.name, json.loads(row["answer"])["arguments"])
+        new = {"answer": call.to_json(), "old_answer": row["answer"], "rule": routing.rule}
         changed.append({**row, **new})
     return changed
-
-
-def call_text(call: Mapping[str, Any]) -> str:
-    """The call as JSON whose braces are balanced, so that it can stand in \\boxed{}.
-
-    Where an argument has braces that are not, they are written as JSON escapes.
-    """
-    text = json.dumps(dict(call), ensure_ascii=False)
-    return text if _balanced(text) else _STRING.sub(_without_braces, text)
-
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-def _without_braces(match: re.Match[str]) -> str:
-    return match[0].replace("{", "\\u007b").replace("}", "\\u007d")
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for letter in text:
-        depth += (letter == "{") - (letter == "}")
-        if depth < 0:
-            return False
-    return depth == 0 and "\\boxed{" not in text
 
 
 def _row(
@@ -100,7 +75,7 @@ def _row(
         "images": shown,
         "prompt": prompt_text(profile, call.query, shown, before),
         "reasoning": reasoning_text(policy, call, tool, profile, formulas),
-        "answer": call_text({"name": routing.name, "arguments": dict(call.arguments)}),
+        "answer": ToolCall(routing.name, dict(call.arguments)).to_json(),
         "tool": tool,
         "rule": routing.rule,
         "profile": profile.to_json(),

@@ -14,7 +14,7 @@ from fastmpi.policies.gta_dialogs import Call, Dialog, Dialogs
 from fastmpi.policies.gta_folder import read_gta
 from fastmpi.policies.gta_policy import gta_policy, swapped_versions
 from fastmpi.policies.gta_profiles import ProfileSource, routed_tool
-from fastmpi.policies.gta_rows import Row, call_text, dialog_rows, overridden
+from fastmpi.policies.gta_rows import Row, dialog_rows, overridden
 from fastmpi.policies.gta_rules import Profile
 from fastmpi.rewards import boxed_answer
 from fastmpi.tool_calls.call import parse_call
@@ -97,13 +97,12 @@ def test_formulas_lead_from_ocr_to_math_ocr(gta_folder: Path) -> None:
     "value", ["plain", "{a}", "}{", "{", "é \u2028 {", '"}"', "\\boxed{x", "\\\\{", "}" * 5]
 )
 def test_every_answer_can_be_boxed_and_read_back(value: str) -> None:
-    call = {"name": "Solver", "arguments": {"command": value}}
-    row = {"answer": call_text(call), "reasoning": "r"}
-    assert json.loads(row["answer"]) == call
-    boxed = boxed_answer(response_text(row))
-    assert boxed == row["answer"]
-    parsed = parse_call(response_text(row))
-    assert parsed is not None and (parsed.name, parsed.arguments) == ("Solver", call["arguments"])
+    call = Call("Solver", {"command": value}, "Solve it.")
+    (row,) = rows_of(Dialogs((Dialog("0", (), (call,)),), {}))
+    response = response_text(row)
+    assert boxed_answer(response) == row["answer"]
+    parsed = parse_call(response)
+    assert parsed is not None and (parsed.name, parsed.arguments) == ("Solver", {"command": value})
 
 
 def test_overriding_changes_names_and_nothing_else(gta_folder: Path) -> None:
