@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastmpi.policies.gta_folder import read_gta
 from fastmpi.policies.gta_policy import gta_policy, swapped_versions
 from fastmpi.policies.gta_profiles import ProfileSource, routed_tool
 from fastmpi.policies.gta_rows import Row, dialog_rows, overridden
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta_rules import Profile, Range
 from fastmpi.rewards import boxed_answer
 from fastmpi.tool_calls.call import parse_call
 
@@ -121,6 +122,21 @@ def test_overriding_changes_names_and_nothing_else(gta_folder: Path) -> None:
             k: v for k, v in old.items() if k not in kept
         }
     assert any(row["answer"] != row["old_answer"] for row in new)
+
+
+def test_overriding_conditions_moves_a_row_to_another_rule() -> None:
+    low = replace(POLICY.rule("4"), when=(Range("credits", at_most=300),))
+    middle = replace(POLICY.rule("5"), when=(Range("credits", over=300, at_most=750),))
+    _, changed = POLICY.override([low, middle])
+    row = {
+        "answer": '{"name": "OCR_v4", "arguments": {"image": "image/image_1.jpg"}}',
+        "tool": "OCR",
+        "rule": "5",
+        "formulas": False,
+        "profile": {"account_type": "A", "credits": 275, "age": 30},
+    }
+    (new,) = overridden([row], changed)
+    assert (new["rule"], json.loads(new["answer"])["name"]) == ("4", "OCR_v5")
 
 
 def test_profiles_cover_every_branch_and_stand_on_bounds() -> None:
