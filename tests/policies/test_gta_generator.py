@@ -152,7 +152,7 @@ def test_texts_stay_inside_their_pictures(maker) -> None:
 
 
 def test_a_sketch_reads_from_top_to_bottom() -> None:
-    shapes = (Text(60, 40, "b"), Text(5, 40, "a"), Text(5, 5, "top"), Rectangle((0, 0, 9, 9)))
+    shapes = (Text(60, 40, "b"), Text(5, 40, "a"), Text(50, 5, "top"), Rectangle((0, 0, 9, 9)))
     sketch = Sketch((90, 70), (255, 255, 255), shapes)
     assert sketch.words() == ("top", "a", "b")
     box, _, word = sketch.ocr().splitlines()[0].rpartition(" ")
