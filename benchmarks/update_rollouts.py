@@ -155,23 +155,23 @@ def random_rollouts(
     rng = np.random.default_rng(seed)
     samples, prompts = [], []
     for _ in range(num_prompts):
-        prompt = _prompt(processor, rng, image_tokens, question_tokens)
+        prompt = random_prompt(processor, rng, image_tokens, question_tokens)
         for _ in range(responses):
             length = int(rng.integers(response_tokens[0], response_tokens[1] + 1))
-            samples.append(Sample.from_prompt(prompt, _text(processor, rng, length)))
+            samples.append(Sample.from_prompt(prompt, random_text(processor, rng, length)))
             prompts.append(prompt)
     advantages = rng.standard_normal(len(samples)).astype(np.float32)
     return Rollouts(samples, prompts, torch.from_numpy(advantages))
 
 
-def _prompt(
+def random_prompt(
     processor: Processor, rng: np.random.Generator, image_tokens: int, question_tokens: int
 ) -> Prompt:
     """[vision start, picture, vision end, question]."""
     image = _picture(rng, image_tokens, processor.merge_size)
     config = processor.config
     shown = np.full(image.num_tokens, processor.image_token_id)
-    question = _text(processor, rng, question_tokens)
+    question = random_text(processor, rng, question_tokens)
     parts = [[config.vision_start_token_id], shown, [config.vision_end_token_id], question]
     return Prompt(np.concatenate(parts), (image,))
 
@@ -184,7 +184,7 @@ def _picture(rng: np.random.Generator, num_tokens: int, merge_size: int) -> Imag
     return Image(content_key(pixels, grid), pixels, grid, grid[1] * grid[2] // merge_size**2)
 
 
-def _text(processor: Processor, rng: np.random.Generator, length: int) -> np.ndarray:
+def random_text(processor: Processor, rng: np.random.Generator, length: int) -> np.ndarray:
     """Random tokens, none of them special."""
     special = set(processor.tokenizer.all_special_ids) | set(processor.forbidden_token_ids)
     ordinary = np.setdiff1d(np.arange(len(processor.tokenizer)), sorted(special))

@@ -18,6 +18,7 @@ BENCHES = {
     "forest": "samples to a prefix forest and its layout, on the CPU",
     "bins": "costs to bins, as evenly as possible, on the CPU",
     "update": "a model's whole update, with and without merged prefixes",
+    "rollout": "responses of a model, with a long policy and without",
 }
 
 COLUMNS = """Columns: the median of the runs in ms (on CUDA between events, on the CPU by the wall

@@ -42,7 +42,7 @@ if [ "${SANITIZER:-1}" = 1 ] && command -v compute-sanitizer >/dev/null; then
 fi
 
 LINES_SHOWN=40
-for bench in ${BENCHES-group_advantage forest_attention policy_head token_logprob update}; do
+for bench in ${BENCHES-group_advantage forest_attention policy_head token_logprob update rollout}; do
   step "bench-$bench" timeout 600 "$python" -m fastmpi bench "$bench" --json "$folder/$bench.json"
 done
 
