@@ -4,7 +4,8 @@
 
     policies.jsonl           the policy, with its rules
     train.jsonl              requests and gold calls
-    train_cot.jsonl          the same with reasoning, written back from the gold call by the rules
+    train_cot.jsonl          the same with reasoning, written back from the gold call by the rules,
+                             or by a stronger model (`gta_teacher`)
     test.jsonl               rows of other dialogs, with other pictures
     override_policies.jsonl  a block of changed rules under the same name
     override.jsonl           the test rows with the calls that these ask for
@@ -13,7 +14,8 @@
 
 Dialogs come from a GTA folder (`gta_dir`, see `gta_folder`), or are made up offline
 (`gta_generator`); the tiny world has queries of its own (`gta_tiny`). The sizes default to the
-paper's 451 + 106 (§3 of arXiv 2510.09474). Everything follows from the seed.
+paper's 451 + 106 (§3 of arXiv 2510.09474). Everything follows from the seed, but for reasoning that
+a teacher writes (`gta_teacher`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,15 +41,15 @@ from fastmpi.policies.gta_policy import GTAPolicy, gta_policy, swapped_versions
 from fastmpi.policies.gta_profiles import ProfileSource
 from fastmpi.policies.gta_rows import Row, dialog_rows, overridden
 from fastmpi.policies.gta_split import split_dialogs
+from fastmpi.policies.gta_teacher import TeacherSettings, taught
 from fastmpi.policies.gta_tiny_data import tiny_rows
 from fastmpi.policies.policy import PolicySet
-from fastmpi.settings import Settings
 
 PAPER_NUM_TRAIN, PAPER_NUM_TEST = 451, 106
 
 
 @dataclass(frozen=True)
-class GTAPolicyConfig(Settings):
+class GTAPolicyConfig(TeacherSettings):
     """What `fastmpi data gta-policy` makes."""
 
     output_dir: str = "gta-policy"
@@ -76,6 +78,10 @@ class GTAPolicyConfig(Settings):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.gta_dir is not None and self.world == "tiny":
             raise ValueError("gta_dir: the tiny world has queries of its own")
+        if self.teacher_model is not None and self.world == "tiny":
+            raise ValueError("teacher_model: the tiny world has few words, and a teacher any")
+        if self.teacher_model is not None and self.world == "tiny":
+            raise ValueError("teacher_model: in the tiny world the rules write the reasoning")
         if self.gta_dir is None and (self.num_cot or 0) > self.num_train:
             raise ValueError(f"num_cot = {self.num_cot}, of {self.num_train} training rows")
 
@@ -120,7 +126,23 @@ class _Source:
 
 
 def build(config: GTAPolicyConfig) -> GTAPolicyData:
-    """Make the data set; nothing is written, and no picture drawn."""
+    """Make the data set; nothing is written, and no picture drawn.
+
+    With a teacher its endpoint is asked for the reasoning of the `train_cot` rows, and its replies
+    are kept in a file; see `gta_teacher.taught` for what it raises. Rows that it writes nothing
+    usable for are left out of `train_cot`, and the notes name them.
+    """
+    data = _by_rules(config)
+    teacher = config.teacher()
+    if teacher is None:
+        return data
+    cache = config.teacher_cache or f"{Path(config.output_dir)}.teacher.jsonl"
+    lesson = taught(data.train_cot, data.policies, data.picture, teacher, cache=cache)
+    notes = {**data.notes, "teacher_dropped": dict(lesson.dropped)}
+    return replace(data, train_cot=lesson.rows, notes=notes)
+
+
+def _by_rules(config: GTAPolicyConfig) -> GTAPolicyData:
     source = _tiny(config) if config.world == "tiny" else _full(config)
     num_cot = len(source.train) if config.num_cot is None else config.num_cot
     if num_cot > len(source.train):
@@ -147,7 +169,21 @@ def generate(config: GTAPolicyConfig) -> Path:
 
     `ValueError` where it exists and is not empty. The folder appears only when it is complete.
     """
-    return new_folder(config.output_dir, lambda folder: write(build(config), folder))
+    return new_folder(config.output_dir, lambda folder: write(retold(build(config)), folder))
+
+
+def retold(data: GTAPolicyData) -> GTAPolicyData:
+    """With the reasoning of the teacher that the settings name, if they name one.
+
+    Rows that it wrote nothing usable for leave train_cot, and the notes say which.
+    """
+    if (endpoint := data.config.teacher()) is None:
+        return data
+    cache = data.config.teacher_cache or f"{data.config.output_dir.rstrip('/')}.teacher.jsonl"
+    made = taught(data.train_cot, data.policies, data.picture, endpoint, cache=cache)
+    return replace(
+        data, train_cot=made.rows, notes={**data.notes, "teacher_dropped": dict(made.dropped)}
+    )
 
 
 def write(data: GTAPolicyData, folder: Path) -> None:
@@ -168,7 +204,7 @@ def write(data: GTAPolicyData, folder: Path) -> None:
 
 def summary(data: GTAPolicyData) -> dict[str, Any]:
     """The settings, the sizes, and how often each name is called and each rule decides."""
-    settings = {k: v for k, v in data.config.to_dict().items() if k != "output_dir"}
+    settings = {k: v for k, v in data.config.to_dict().items() if k not in _NOT_MADE_FROM}
     rows = {name: getattr(data, name) for name in ("train", "train_cot", "test", "override")}
     splits = {name: rows[name] for name in ("train", "test")}
     return {
