@@ -2,22 +2,37 @@
 
     python scripts/make_results.py benchmarks/results/cpu docs/results.md
 
-`demo-seed*.json` are the `summary.json` files of `fastmpi compare recipes/demo.yaml --seed N`,
-`sharing.json` is written by `benchmarks/bench_sharing.py`, `notes.md` is what a person says of
-them. No number is typed by hand.
+`demo-<kind>-seed*.json` are the `summary.json` files of `fastmpi compare <recipe> --seed N`, with
+the kinds and recipes of `DEMOS`; `sharing.json` is written by `benchmarks/bench_sharing.py`,
+`notes.md` is what a person says of them. No number is typed by hand, but those of the paper.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from beside_paper import beside_the_paper
+from demo_figures import DEMOS, Column, Demo, demos_of, line, read, rows, signed, spread, values
 
 CONTROL = "CoT SFT, compute-matched"
 SUBJECT = "TriMPI"
 TARGETS = {"CoT SFT": 30, "CoT SFT + GRPO (budget-matched)": 15}  # points, mean over seeds
+MAIN: Sequence[Column] = (
+    ("tool", "task", "tool", 100), ("arguments", "task", "argument", 100),
+    ("without the policy", "task", "", 100), ("with it", "in-context", "", 100),
+    ("without / with", "in-context", "internalisation", 1),
+)  # fmt: skip
+OTHERS: Sequence[Column] = (
+    ("other rules", "override", "", 100), ("old answer kept", "override", "kept_old", 100),
+    ("rules quoted truly", "referral", "referral", 100),
+    ("unknown rules cited", "branching", "unknown_citations", 100),
+    ("branching error", "branching", "branching_error", 1),
+    ("describe", "forgetting", "describe", 100), ("trace", "forgetting", "trace", 100),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -26,63 +41,93 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    demos = [_read(path) for path in sorted(args.folder.glob("demo-seed*.json"))]
-    parts = [
-        "# Results",
-        _demo(demos),
-        _targets(demos),
-        _sharing(_read(args.folder / "sharing.json")),
-    ]
+    demos = {kind: demos_of(args.folder, kind) for kind in DEMOS}
+    demos = {kind: found for kind, found in demos.items() if found}
+    parts = ["# Results", _intro(demos), *(_demo(kind, found) for kind, found in demos.items())]
+    parts += [beside_the_paper(demos), _sharing(read(args.folder / "sharing.json"))]
     parts.append((args.folder / "notes.md").read_text(encoding="utf-8").strip())
     args.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _demo(demos: list[dict[str, Any]]) -> str:
-    seeds = ", ".join(str(demo["seed"]) for demo in demos)
-    versions = ", ".join(f"{k} {v}" for k, v in demos[0]["versions"].items())
-    lines = [
-        "## The demonstration",
-        f"`fastmpi compare recipes/demo.yaml --seed N` for N = {seeds}; one CPU thread a process; "
-        f"{versions}. Mean over the seeds, in brackets the lowest and highest. Accuracy is exact "
-        f"match on {demos[0]['rows'][0]['n']} questions about scenes that no stage has seen; "
-        "CPU-seconds are of training, all stages of the method together.",
-        "| method | accuracy without the policy | with it | prompt tokens | prefill ms | CPU-s |",
-        "|---|---|---|---|---|---|",
-    ]
-    head, table = lines[:2], lines[2:]
-    table += [_row(method, _rows(demos, method)) for method in demos[0]["methods"]]
-    return "\n\n".join(head) + "\n\n" + "\n".join(table)
-
-
-def _row(method: str, rows: list[dict[str, Any]]) -> str:
-    free = _spread([100 * row["accuracy"] for row in rows], " %")
-    aware = _spread([100 * row["accuracy_with_policy"] for row in rows], " %")
-    others = [_spread([row[k] for row in rows]) for k in ("prompt_tokens", "prefill_ms")]
-    seconds = _spread([row["cpu_seconds"] for row in rows])
-    return f"| {method} | {free} | {aware} | {others[0]} | {others[1]} | {seconds} |"
-
-
-def _targets(demos: list[dict[str, Any]]) -> str:
-    lines = ["## What it shows, and what it does not", ""]
-    for method, wanted in TARGETS.items():
-        gains = _gains(demos, method)
-        mean = statistics.mean(gains)
-        verdict = "met" if mean >= wanted else "**failed**"
-        lines.append(
-            f"- {SUBJECT} against {method}: {_signed(gains)} points. "
-            f"Target at least {wanted}: {verdict}."
-        )
-    gains = _gains(demos, CONTROL)
-    mean = statistics.mean(gains)
-    said = (
-        "the advantage survives equal compute" if min(gains) > 0 else "it does not always survive"
+def _intro(demos: Mapping[str, Sequence[Demo]]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in next(iter(demos.values()))[0]["versions"].items())
+    return (
+        "The demonstrations run on a CPU, one thread a process, with models of a few million "
+        "parameters at most and policies that they have never seen. Numbers are means over the "
+        "seeds, in brackets the lowest and highest, in percent where no other unit is named. "
+        "CPU-seconds are of training, all stages of the method together. How each suite is "
+        f"defined: [evaluation.md](evaluation.md). {versions}."
     )
-    if mean <= 0:
-        said = "**at equal compute plain fine-tuning is as good or better**"
-    lines.append(f"- The control, {CONTROL}: {_signed(gains)} points for {SUBJECT}; {said}.")
-    for method in ("CoT SFT + PolicyRollout", "TriMPI without PolicyRollout"):
-        lines.append(f"- {SUBJECT} against {method}: {_signed(_gains(demos, method))} points.")
+
+
+def _demo(kind: str, demos: Sequence[Demo]) -> str:
+    heading, recipe, what = DEMOS[kind]
+    seeds = ", ".join(str(demo["seed"]) for demo in demos)
+    parts = [
+        f"## {heading}",
+        f"`fastmpi compare {recipe} --seed N` for N = {seeds}: {what}, "
+        f"{demos[0]['rows'][0]['n']} questions about scenes that no stage has seen."
+        + _similarity(demos),
+        _table(demos, _known(demos, MAIN), with_costs=True),
+    ]
+    if others := _known(demos, OTHERS):
+        parts.append(_table(demos, others, with_costs=False))
+    if said := _said(demos):
+        parts.append(said)
+    return "\n\n".join(parts)
+
+
+def _similarity(demos: Sequence[Demo]) -> str:
+    found = {d.get("notes", {}).get("task", {}).get("similarity") for d in demos} - {None}
+    measured = f" Texts in arguments are compared by {' and '.join(sorted(found))}."
+    return " Right means overall score: the mean of tool and arguments." + measured if found else ""
+
+
+def _table(demos: Sequence[Demo], columns: Sequence[Column], *, with_costs: bool) -> str:
+    costs = ("prompt_tokens", "prefill_ms", "cpu_seconds") if with_costs else ()
+    headings = ["method", *(column[0] for column in columns)]
+    headings += ["prompt tokens", "prefill ms", "CPU-s"] if with_costs else []
+    lines = [line(headings), "|" + "---|" * len(headings)]
+    for method in demos[0]["methods"]:
+        cells = [method, *(spread(values(demos, method, column)) for column in columns)]
+        cells += [spread([row[cost] for row in rows(demos, method)]) for cost in costs]
+        lines.append(line(cells))
     return "\n".join(lines)
+
+
+def _known(demos: Sequence[Demo], columns: Sequence[Column]) -> list[Column]:
+    """The columns that some method has a number for."""
+    methods = demos[0]["methods"]
+    return [c for c in columns if any(values(demos, method, c) for method in methods)]
+
+
+def _said(demos: Sequence[Demo]) -> str:
+    """How far the subject is ahead of the other methods, and whether the targets were met."""
+    methods = demos[0]["methods"]
+    if SUBJECT not in methods:
+        return ""
+    lines = []
+    for method in methods:
+        if method == SUBJECT or not rows(demos, method)[0]["cpu_seconds"]:
+            continue
+        gains = _gains(demos, method)
+        said = f"- {SUBJECT} against {method}: {signed(gains)} points."
+        if method == CONTROL:
+            said = f"- The control, {CONTROL}: {signed(gains)} points for {SUBJECT}; "
+            said += _survival(gains) + "."
+        elif method in TARGETS and demos[0]["kind"] == "t":
+            verdict = "met" if statistics.mean(gains) >= TARGETS[method] else "**failed**"
+            said += f" Target at least {TARGETS[method]}: {verdict}."
+        lines.append(said)
+    return "\n".join(lines)
+
+
+def _survival(gains: Sequence[float]) -> str:
+    if statistics.mean(gains) <= 0:
+        return "**at equal compute plain fine-tuning is as good or better**"
+    if min(gains) > 0:
+        return "the advantage survives equal compute"
+    return "it does not always survive"
 
 
 def _sharing(found: list[dict[str, Any]]) -> str:
@@ -108,26 +153,11 @@ def _sharing(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _gains(demos: list[dict[str, Any]], method: str) -> list[float]:
-    """Points of accuracy that SUBJECT is ahead of `method`, by seed."""
-    pairs = zip(_rows(demos, SUBJECT), _rows(demos, method), strict=True)
-    return [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
-
-
-def _rows(demos: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    return [next(row for row in demo["rows"] if row["method"] == method) for demo in demos]
-
-
-def _spread(values: list[float], unit: str = "") -> str:
-    return f"{statistics.mean(values):.1f}{unit} [{min(values):.1f}, {max(values):.1f}]"
-
-
-def _signed(values: list[float]) -> str:
-    return f"{statistics.mean(values):+.1f} [{min(values):+.1f}, {max(values):+.1f}]"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _gains(demos: Sequence[Demo], method: str) -> list[float]:
+    """Points without the policy that SUBJECT is ahead of `method`, by seed."""
+    column: Column = ("", "task", "", 100)
+    pairs = zip(values(demos, SUBJECT, column), values(demos, method, column), strict=True)
+    return [ours - theirs for ours, theirs in pairs]
 
 
 if __name__ == "__main__":
