@@ -67,7 +67,7 @@ def token_f1(pairs: Pairs) -> np.ndarray:
 def _token_f1(first: str, second: str) -> float:
     left, right = (Counter(_WORD.findall(text.casefold())) for text in (first, second))
     size = left.total() + right.total()
-    return 2 * (left & right).total() / size if size else 0.0
+    return 2 * (left & right).total() / size if size else 1.0
 
 
 def _bert_weights() -> Path | None:

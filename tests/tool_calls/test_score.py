@@ -73,6 +73,11 @@ TEXTS = ["attribute", "text", "query", "command", "annotation", "keywords", "ins
         ({"x": 1}, {"x": True}, 0),
         ({"x": 1}, {"y": 1}, 0),
         ({}, [], 0),
+        ([], {}, 0),
+        (5, {"x": 1}, 0),
+        ({"x": 1}, 5, 0),
+        ("a", ["a"], 0),
+        (["a"], "a", 0),
     ],
 )
 def test_text_fields_and_unknown_ones(field, predicted, gold, score):
@@ -114,6 +119,7 @@ def test_expression(predicted, gold, score):
         ("(5.0, 5, 5, 9)", "(5, 5, 5, 9)", 0),
         ("(5, 5, 9, 5)", "(5, 5, 9, 5.0)", 0),
         ("the box", "the box", 1),
+        ("(0, 0, 10, 10)", "the box", 0),
         ("[0, 0, 10, 10]", "(0, 0, 10, 10)", 0),
         ("0, 0, 10, 10", "(0, 0, 10, 10)", 0),
         ("(0, 0, 10)", "(0, 0, 10, 10)", 0),

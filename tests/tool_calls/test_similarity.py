@@ -45,6 +45,10 @@ def test_token_f1(predicted, gold, f1):
     assert text_similarity([(predicted, gold), (gold, predicted)]) == pytest.approx([f1, f1])
 
 
+def test_token_f1_of_two_blank_texts():
+    assert token_f1([("", ""), (" ", "\n")]).tolist() == [1, 1]
+
+
 def test_white_space_around_does_not_count():
     pairs = [(" a b\n", "a b"), (" ", ""), ("", ""), (" ", "a"), ("a", "\n")]
     assert text_similarity(pairs).tolist() == [1, 1, 1, 0, 0]
@@ -113,6 +117,8 @@ def test_bert_score_where_it_and_its_weights_are(cache, repository, names):
     assert made == {"model_type": str(snapshot), "num_layers": 17, "baseline_path": ""}
     # one batch, without the equal and the blank ones, of at most the tokens that the model has
     assert StandInScorer.calls == [(512, ["abc", "ab", "x"], ["abcdef", "cd", "yz"])]
+    assert text_similarity([("a", "a"), ("", "b"), ("b", " ")]).tolist() == [1, 0, 0]
+    assert len(StandInScorer.calls) == 1
 
 
 @pytest.mark.parametrize(
