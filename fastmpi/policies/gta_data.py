@@ -46,6 +46,8 @@ from fastmpi.policies.gta_tiny_data import tiny_rows
 from fastmpi.policies.policy import PolicySet
 
 PAPER_NUM_TRAIN, PAPER_NUM_TEST = 451, 106
+# Where things lie and what they cost does not change what is made.
+_NOT_MADE_FROM = ("output_dir", "teacher_cache", "teacher_prompt_price", "teacher_completion_price")
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,6 @@ class GTAPolicyConfig(TeacherSettings):
             raise ValueError("gta_dir: the tiny world has queries of its own")
         if self.teacher_model is not None and self.world == "tiny":
             raise ValueError("teacher_model: the tiny world has few words, and a teacher any")
-        if self.teacher_model is not None and self.world == "tiny":
-            raise ValueError("teacher_model: in the tiny world the rules write the reasoning")
         if self.gta_dir is None and (self.num_cot or 0) > self.num_train:
             raise ValueError(f"num_cot = {self.num_cot}, of {self.num_train} training rows")
 
@@ -126,23 +126,7 @@ class _Source:
 
 
 def build(config: GTAPolicyConfig) -> GTAPolicyData:
-    """Make the data set; nothing is written, and no picture drawn.
-
-    With a teacher its endpoint is asked for the reasoning of the `train_cot` rows, and its replies
-    are kept in a file; see `gta_teacher.taught` for what it raises. Rows that it writes nothing
-    usable for are left out of `train_cot`, and the notes name them.
-    """
-    data = _by_rules(config)
-    teacher = config.teacher()
-    if teacher is None:
-        return data
-    cache = config.teacher_cache or f"{Path(config.output_dir)}.teacher.jsonl"
-    lesson = taught(data.train_cot, data.policies, data.picture, teacher, cache=cache)
-    notes = {**data.notes, "teacher_dropped": dict(lesson.dropped)}
-    return replace(data, train_cot=lesson.rows, notes=notes)
-
-
-def _by_rules(config: GTAPolicyConfig) -> GTAPolicyData:
+    """Make the data set, all by rules; nothing is written, and no picture drawn."""
     source = _tiny(config) if config.world == "tiny" else _full(config)
     num_cot = len(source.train) if config.num_cot is None else config.num_cot
     if num_cot > len(source.train):
@@ -167,7 +151,8 @@ def _by_rules(config: GTAPolicyConfig) -> GTAPolicyData:
 def generate(config: GTAPolicyConfig) -> Path:
     """Write the data set to `config.output_dir` and return that folder.
 
-    `ValueError` where it exists and is not empty. The folder appears only when it is complete.
+    `ValueError` where it exists and is not empty. The folder appears only when it is complete. A
+    teacher is asked first, if the settings name one; see `gta_teacher.taught` for what it raises.
     """
     return new_folder(config.output_dir, lambda folder: write(retold(build(config)), folder))
 
@@ -179,11 +164,10 @@ def retold(data: GTAPolicyData) -> GTAPolicyData:
     """
     if (endpoint := data.config.teacher()) is None:
         return data
-    cache = data.config.teacher_cache or f"{data.config.output_dir.rstrip('/')}.teacher.jsonl"
+    cache = data.config.teacher_cache or f"{Path(data.config.output_dir)}.teacher.jsonl"
     made = taught(data.train_cot, data.policies, data.picture, endpoint, cache=cache)
-    return replace(
-        data, train_cot=made.rows, notes={**data.notes, "teacher_dropped": dict(made.dropped)}
-    )
+    notes = {**data.notes, "teacher_dropped": dict(made.dropped)}
+    return replace(data, train_cot=made.rows, notes=notes)
 
 
 def write(data: GTAPolicyData, folder: Path) -> None:

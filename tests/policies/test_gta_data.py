@@ -51,7 +51,9 @@ def test_the_files_are_a_data_set(tmp_path: Path, config: GTAPolicyConfig) -> No
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["num_rows"] == sizes
     assert sum(meta["names"]["train"].values()) == config.num_train
-    assert set(meta["settings"]) == set(config.to_dict()) - {"output_dir"}
+    places_and_prices = {"output_dir", "teacher_cache"}
+    places_and_prices |= {"teacher_prompt_price", "teacher_completion_price"}
+    assert set(meta["settings"]) == set(config.to_dict()) - places_and_prices
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -168,6 +170,12 @@ def test_where_the_numbers_do_not_come_out_meta_says_so(gta_folder: Path) -> Non
     assert len(data.test) == 2
 
 
+def test_a_teacher_is_not_asked_where_the_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):  # asking would be a ConnectionError
+        generate(into(tmp_path, SMALL, teacher_model="m", teacher_base_url="http://localhost:1/v1"))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -177,6 +185,7 @@ def test_where_the_numbers_do_not_come_out_meta_says_so(gta_folder: Path) -> Non
         ({"num_cot": -1}, "num_cot must not be negative"),
         ({"seed": -1}, "seed must not be negative"),
         ({"gta_dir": "x", "world": "tiny"}, "gta_dir"),
+        ({"teacher_model": "m", "world": "tiny"}, "teacher_model: the tiny world has few words"),
         ({"gta_folder": "x"}, "did you mean 'gta_dir'"),
     ],
 )
