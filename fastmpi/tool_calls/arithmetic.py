@@ -49,7 +49,7 @@ def same_value(first: str, second: str) -> bool:
     """
     left, right = evaluate(first), evaluate(second)
     if left is None or right is None:
-        return left is right and first.strip() == second.strip()
+        return first.strip() == second.strip()
     if isinstance(left, int) and isinstance(right, int):
         return left == right
     return math.isclose(left, right, rel_tol=TOLERANCE, abs_tol=1e-12)

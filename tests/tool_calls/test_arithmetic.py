@@ -107,6 +107,7 @@ def test_value(text, value):
         "pow(2, 3, 5)",
         "pow([1], 2)",
         "round(2.5, 0.5)",
+        "round(2.5, 1e999)",
         "round([1], 1)",
         "max()",
         "max([])",
@@ -145,6 +146,11 @@ def test_what_has_no_value(text):
         assert evaluate(text) is None
 
 
+def nested(opening, times, inside="1"):
+    closing = opening[::-1].translate(str.maketrans("([", ")]", "abcdefghijklmnopqrstuvwxyz"))
+    return opening * times + inside + closing * times
+
+
 @pytest.mark.parametrize(
     ("within", "beyond"),
     [
@@ -152,9 +158,14 @@ def test_what_has_no_value(text):
         (f"0**{MAX_EXPONENT}", f"0**{MAX_EXPONENT + 1}"),
         (f"2**-{MAX_EXPONENT}", f"2**-{MAX_EXPONENT + 1}"),
         ("15**1000 * 15", "16**1000"),  # 4 and 5 bits
+        ("255**512", "256**456"),  # 8 * 512 = 4096 bits, and 9 * 456
+        ("2 ** 1000.5", "2.0 ** 1024"),  # a float has no bits to count
         ("(2**1000)**4 * 2**95", "(2**1000)**4 * 2**96"),
         ("1" + "+1" * (MAX_DEPTH - 1), "1" + "+1" * MAX_DEPTH),
         ("-" * (MAX_DEPTH - 1) + "1", "-" * MAX_DEPTH + "1"),
+        ("1" + "**1" * (MAX_DEPTH - 1), "1" + "**1" * MAX_DEPTH),
+        ("-" * 99 + nested("abs(", 100), "-" * 100 + nested("abs(", 100)),
+        (nested("sum([", 99, "-1"), nested("sum([", 99, "--1")),
         (f"round(1.5, {MAX_PLACES})", f"round(1.5, {MAX_PLACES + 1})"),
         (f"round(15, -{MAX_PLACES})", f"round(15, -{MAX_PLACES + 1})"),
     ],
@@ -194,6 +205,8 @@ def test_what_would_never_end_has_no_value(text):
         ("3 * 4", "12", True),
         ("0.1 + 0.2", "0.3", True),
         ("6 / 2", "3", True),
+        ("3", "6 / 2", True),
+        ("3", "3.0000000001", True),
         ("1000000000000", "1000000000001", False),  # integers exactly
         ("1.0000000001", "1.0", True),
         ("1.00000001", "1.0", False),
