@@ -114,6 +114,12 @@ class Recipe(Settings):
     def _generator(self, kind: str) -> DataConfig:
         folder = str(Path(self.output_dir) / "data")
         given = coerce(f"data.{kind}", self.data[kind] or {}, dict)
+        # The address in a file that somebody else wrote would get the key of whoever runs it.
+        if asks := [key for key in given if str(key).startswith("teacher_")]:
+            raise ValueError(
+                f"data.{kind}: {asks[0]}: a recipe asks no endpoint; make the data with "
+                f"fastmpi data {kind.replace('_', '-')} and name its files"
+            )
         settings = {"seed": self.seed, **given, "output_dir": folder}
         return _named(f"data.{kind}", lambda: data_config(kind, settings))
 
