@@ -43,7 +43,7 @@ def test_direct_sft_trains_on_all_rows():
         ({"data": {"clevr_policy": {}}, "policies": "p"}, "brings its own policies"),
         ({"data": {"gta_policy": {}, "clevr_policy": {}}}, "not both"),
         ({"data": {"gta_policy": {"worl": 2}}}, "data.gta_policy: .* mean 'world'"),
-        ({"data": {"gta_policy": {"teacher_base_url": "http://x/v1"}}}, "a recipe asks no endpoint"),
+        ({"data": {"gta_policy": {"teacher_base_url": "http://x"}}}, "a recipe asks no endpoint"),
         ({"data": {"gta_policy": {}}, "policies": "p"}, "data.gta_policy brings its own policies"),
         ({"sft": {"max_steps": "many"}}, "sft: SFTConfig.max_steps: expected int, found 'many'"),
         ({"sft": {"trust_remote_code": True}}, "trust_remote_code cannot be set in a file"),
