@@ -29,7 +29,7 @@ _COMMANDS = (
     Command("rl", "Stage 3: reinforcement learning with PolicyRollout.", stage("rl")),
     Command("run", "All stages of a recipe, each on the model before it.", run),
     Command("compare", "Several methods of a recipe, in one table and one report.", compare),
-    Command("eval", "Accuracy of a model, with and without the policy.", evaluate),
+    Command("eval", "How well a model follows its policies, in several suites.", evaluate),
     Command("bench", "Time an op beside every peer that is installed.", bench),
     Command("env", "Versions, devices, and which backends work here.", env),
 )

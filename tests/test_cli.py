@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from fastmpi.cli import COMMANDS, main
+from fastmpi.evaluation.folder import SuiteSummary
+from fastmpi.evaluation.metrics import Figure
 from fastmpi.flags import Flag, flag_value
-from fastmpi.stages import chain
+from fastmpi.stages import chain, evaluating
 
 
 def error_of(capsys, *words):
@@ -77,7 +79,9 @@ def test_flags_of_every_shape(trained):
         (["sft", "--max-steps"], "argument --max-steps: expected one argument"),
         (["sft", "--train-dataset=t", "--max-steps=0"], "max_steps must be at least 1, not 0"),
         (["sft"], "sft needs --train-dataset"),
-        (["eval", "m"], "eval needs --test-dataset"),
+        (["eval", "m"], "the suite task needs --test-dataset"),
+        (["eval", "m", "--suite", "overide"], "no suite 'overide'; did you mean 'override'?"),
+        (["eval", "--suite=referral", "--test-dataset=t"], "the suite referral needs --policies"),
         (["run"], "run needs a recipe: fastmpi run recipe.yaml"),
         (["compare", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["cpt", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -108,7 +112,7 @@ def test_dotted_flags_reach_into_a_recipe(tmp_path, capsys, monkeypatch):
 
     def run(recipe, **options):
         seen.update(recipe=recipe, options=options)
-        return SimpleNamespace(with_policy=None, without_policy=None, model="out")
+        return SimpleNamespace(suites={}, model="out")
 
     monkeypatch.setattr(chain, "run", run)
     words = ["run", str(recipe_file), "--seed", "3", "--sft.max-steps=4", "--sft.lr-scheduler-type"]
@@ -164,6 +168,48 @@ def error_after(capsys, *words):
     """The error of a command that follows another one."""
     capsys.readouterr()
     return error_of(capsys, *words)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What `eval` would evaluate."""
+    seen = SimpleNamespace()
+
+    def evaluate_files(inputs, **options):
+        seen.inputs, seen.options = inputs, options
+        figure = Figure(0.5, 0.25, 0.75, 8)
+        notes = {"similarity": "token-F1"}
+        tokens = Figure(1234.5, 1000, 2000, 8)
+        return {"task": SuiteSummary({"accuracy": figure, "prompt_tokens": tokens}, notes=notes)}
+
+    monkeypatch.setattr(evaluating, "evaluate_files", evaluate_files)
+    return seen
+
+
+def test_eval_takes_suites_with_commas_or_from_a_file(evaluated, tmp_path, capsys):
+    for name in ("test", "policies"):
+        (tmp_path / f"{name}.jsonl").write_text("{}")
+    words = ["eval", "m", "--data-dir", str(tmp_path)]
+    assert main([*words, "--suite", "task, in-context", "--output-dir", "out", "--overwrite"]) == 0
+    assert (evaluated.inputs.model, evaluated.inputs.suites) == ("m", ["task", "in-context"])
+    assert evaluated.options["overwrite"] == "always"
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[1].split() == [
+        "task",
+        "accuracy",
+        "0.500",
+        "0.250",
+        "to",
+        "0.750",
+        "8",
+    ]
+    assert "1,234" in shown and "task: similarity: token-F1" in shown and "are in out" in shown
+    (tmp_path / "eval.yaml").write_text("suites: [efficiency]\n")
+    assert main([*words, "--config", str(tmp_path / "eval.yaml")]) == 0
+    assert evaluated.inputs.suites == ["efficiency"] and evaluated.options["overwrite"] == "never"
+    (tmp_path / "eval.yaml").write_text("suits: [efficiency]\n")
+    message = error_after(capsys, *words, "--config", str(tmp_path / "eval.yaml"))
+    assert message.endswith("eval has no setting 'suits'; did you mean 'suites'?")
 
 
 def test_env_as_json(capsys):

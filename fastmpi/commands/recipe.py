@@ -15,6 +15,7 @@ from fastmpi.commands.command import (
     common,
     quiet,
 )
+from fastmpi.commands.suites_table import print_suites
 from fastmpi.flags import add_flags, flags_of, parse, plain_value
 from fastmpi.recipe import Recipe, find_recipe
 
@@ -26,9 +27,8 @@ def run(command: Command, words: Sequence[str]) -> int:
 
     quiet()
     result = chain.run(recipe, **_trust(own))
-    for evaluation in (result.with_policy, result.without_policy):
-        if evaluation is not None:
-            print(evaluation.line())
+    if result.suites:
+        print_suites(result.suites)
     print(f"the model is in {result.model}")
     return 0
 

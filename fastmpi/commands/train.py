@@ -76,8 +76,8 @@ def _train(kind: str, settings: dict[str, Any], own: Mapping[str, Any]) -> int:
     trusted = own.get("trust_remote_code", False)
     plan = replace(plan, config=replace(plan.config, trust_remote_code=trusted))
 
-    from fastmpi.stages.chain import build_trainer, resolve_model
-    from fastmpi.stages.record import DataFiles
+    from fastmpi.stages.chain import build_trainer
+    from fastmpi.stages.record import DataFiles, resolve_model
 
     quiet()
     data = DataFiles(outside["policies"], None, None, None)

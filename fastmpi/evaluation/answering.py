@@ -30,17 +30,23 @@ OnBatch = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom rows are put to. policies: put into the prompts, by policy_id; None: left out."""
+    """Whom rows are put to.
+
+    policies: put into the prompts, by policy_id, where None is for rows that show none; None
+    altogether: left out.
+    """
 
     model: ForestModel
     engine: Engine
-    policies: Mapping[str, Policy] | None
+    policies: Mapping[str, Policy | None] | None
 
     def check(self, rows: Sequence[Row]) -> None:
         """`ValueError` for no rows, and for a row whose policy is wanted and unknown."""
         if not rows:
             raise ValueError("there are no rows to evaluate")
-        for row in rows if self.policies is not None else ():
+        if self.policies is None:
+            return
+        for row in rows:
             if (name := row["policy_id"]) not in self.policies:
                 near = did_you_mean(name, self.policies)
                 raise ValueError(f"row {row['id']!r}: unknown policy_id {name!r}{near}")

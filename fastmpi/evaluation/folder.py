@@ -103,6 +103,10 @@ class EvaluationFolder:
             raise ValueError(f"{path} does not exist: the arm was not asked, or is not complete")
         return read_jsonl(path)
 
+    @property
+    def has_summary(self) -> bool:
+        return (self.path / SUMMARY).is_file()
+
     def summary(self) -> dict[str, SuiteSummary]:
         """What came of each suite."""
         suites = read_json(self.path / SUMMARY).get("suites", {})

@@ -7,7 +7,7 @@ a model is slow one by one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,22 @@ def mark(
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         assert row["id"] == answer.id, (row["id"], answer.id)
         verdict = _verdict(row, answer.response, calls.get(number), kept.get(number))
+        items.append({**_columns(row, folder), **verdict, **answer.to_dict()})
+    return items
+
+
+def mark_scored(
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    score: Callable[[Row, str], float],
+    *,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Items of a task with a score of its own, from 0 to 1; 1 is right."""
+    items = []
+    for row, answer in zip(rows, answers, strict=True):
+        found = score(row, answer.response)
+        verdict = {"parsed": None, "correct": found == 1, "score": found}
         items.append({**_columns(row, folder), **verdict, **answer.to_dict()})
     return items
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 
 from fastmpi.data.batch import ForestBatch
-from fastmpi.data.prompts import render
-from fastmpi.data.rows import read_rows
+from fastmpi.data.prompts import Row, render
 from fastmpi.data.samples import Prompt
-from fastmpi.evaluation.result import EvalConfig
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.policies.policy import PolicySet
+from fastmpi.policies.policy import Policy
 
 KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class PrefillTimes:
+    """Milliseconds of the same rows' prompts with the policy and without it, in the same order."""
+
+    with_policy: list[float] = field(default_factory=list)
+    without: list[float] = field(default_factory=list)
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        return statistics.median(self.with_policy), statistics.median(self.without)
 
 
 def prefill_ms(model: ForestModel, prompts: Sequence[Prompt]) -> float:
@@ -39,31 +50,23 @@ def one_prefill_ms(model: ForestModel, prompt: Prompt) -> float:
 
 
 def interleaved_prefill_ms(
-    models: Mapping[KeyT, str],
-    test: str,
-    policies: str,
-    config: EvalConfig,
-    *,
-    trust_remote_code: bool = False,
-) -> dict[KeyT, tuple[float, float]]:
-    """Medians with the policy and without it of several models, measured in turn prompt by prompt.
+    models: Mapping[KeyT, ForestModel], rows: Sequence[Row], policies: Mapping[str, Policy]
+) -> dict[KeyT, PrefillTimes]:
+    """Times of several models, measured in turn prompt by prompt.
 
-    Whatever else the machine does then disturbs all of them alike.
+    Whatever else the machine does then disturbs all of them alike, and both ways of asking.
     """
-    known = PolicySet.from_jsonl(policies)
-    rows = read_rows(test)[: max(1, config.num_timed_prompts)]
-    loaded = {
-        key: ForestModel.from_pretrained(path, probe=False, trust_remote_code=trust_remote_code)
-        for key, path in models.items()
-    }
-    times: dict[KeyT, tuple[list[float], list[float]]] = {key: ([], []) for key in models}
+    times: dict[KeyT, PrefillTimes] = {key: PrefillTimes() for key in models}
     for index, row in enumerate([rows[0], *rows]):
-        for key, model in loaded.items():
-            for arm, policy in enumerate((known[row["policy_id"]], None)):
+        for key, model in models.items():
+            for policy, kept in (
+                (policies[row["policy_id"]], times[key].with_policy),
+                (None, times[key].without),
+            ):
                 ms = one_prefill_ms(model, render(row, model.processor, policy))
                 if index:  # the first round also allocates
-                    times[key][arm].append(ms)
-    return {key: (statistics.median(a), statistics.median(b)) for key, (a, b) in times.items()}
+                    kept.append(ms)
+    return times
 
 
 def _wait(model: ForestModel) -> None:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmpi.evaluation.folder import SUITES
+from fastmpi.evaluation.folder import SUITES, EvaluationFolder
+from fastmpi.evaluation.harness_tasks import HarnessSettings
+from fastmpi.evaluation.judge import JudgeSettings
 from fastmpi.evaluation.metrics import Figure, share, split
 from fastmpi.settings import Settings, did_you_mean
 
+EVALUATED = ("prompt", "answer", "policy_id")  # columns that rows need
 FLAGS = {
     "test": "--test-dataset",
     "policies": "--policies",
     "override": "--override-dataset",
     "override_policies": "--override-policies",
+}
+NEEDS = {  # suite -> files that it needs
+    "task": ("test",),
+    "in-context": ("test", "policies"),
+    "override": ("override", "override_policies"),
+    "referral": ("test", "policies"),
+    "branching": ("test", "policies"),
+    "forgetting": (),
+    "efficiency": ("test", "policies"),
 }
 
 
@@ -66,9 +80,20 @@ class EvalConfig(Settings):
         if self.suites == []:
             raise ValueError(f"suites is empty: give some of {', '.join(SUITES)}")
 
+    def chosen(self, files: Iterable[str]) -> list[str]:
+        """The suites to measure with these files ("test", "policies", "override",
+        "override_policies"), in order; `ValueError` names the flag of one that a suite lacks."""
+        default = ["task", "in-context"] if "policies" in files else ["task"]
+        wanted = default if self.suites is None else self.suites
+        for name in (chosen := [name for name in SUITES if name in wanted]):
+            for file in NEEDS[name]:
+                if file not in files:
+                    raise ValueError(f"the suite {name} needs {FLAGS[file]}, or it in --data-dir")
+        return chosen
+
 
 @dataclass(kw_only=True)
-class EvalInputs(EvalConfig):
+class EvalInputs(HarnessSettings, JudgeSettings, EvalConfig):
     """What an evaluation takes."""
 
     model: str = "tiny"
@@ -94,6 +119,13 @@ class EvalInputs(EvalConfig):
 
     label: str | None = None
     """Name of the model in tables; None: the model as it was given."""
+
+    def check(self) -> list[str]:
+        """The suites to measure; `ValueError` for whatever would stop them later."""
+        if self.judge() is not None and self.output_dir is None:
+            raise ValueError("--judge-model needs --output-dir, where the paid replies are kept")
+        self.harness_tasks()
+        return self.chosen(self.files())
 
     def files(self) -> dict[str, str]:
         """Paths by name ("test", "policies", "override", "override_policies"), of those given."""
@@ -126,6 +158,13 @@ class EvalResult:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", share([item["correct"] for item in self.items]))
+
+    @classmethod
+    def read(cls, folder: str | Path, arm: str) -> EvalResult:
+        """The "task" or "in-context" arm of an evaluation's folder; its times are apart."""
+        items = EvaluationFolder(Path(folder)).items(arm)
+        tokens = statistics.mean(item["prompt_tokens"] for item in items)
+        return cls(arm == "in-context", items, tokens, math.nan)
 
     @property
     def accuracy(self) -> float:

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmpi.assets import tiny_base_path
 from fastmpi.data.rows import read_rows
-from fastmpi.evaluation.result import EvalInputs
 from fastmpi.policies.generate import generate
 from fastmpi.policies.policy import PolicySet
-from fastmpi.recipe import FILES, Recipe, StagePlan, load_recipe
+from fastmpi.recipe import FILES, OVERRIDE, Recipe, StagePlan, load_recipe
+from fastmpi.stages.evaluating import check_evaluation, evaluate_recipe
 from fastmpi.stages.record import (
     RECORD,
     DataFiles,
@@ -28,13 +27,13 @@ from fastmpi.stages.record import (
     StageStart,
     difference,
     made_from_of,
+    resolve_model,
 )
 
 if TYPE_CHECKING:
-    from fastmpi.evaluation.result import EvalResult
+    from fastmpi.evaluation.folder import SuiteSummary
     from fastmpi.rewards import RewardFunction
 
-EVALUATED = ("prompt", "answer", "policy_id")  # columns that an evaluation needs
 TRAINERS = {
     "cpt": ("fastmpi.stages.cpt", "CPTTrainer"),
     "sft": ("fastmpi.stages.sft", "SFTTrainer"),
@@ -44,29 +43,18 @@ TRAINERS = {
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `fastmpi.run` returns: the last model's folder and its evaluations."""
+    """What `fastmpi.run` returns: the last model's folder and, by suite, how good it is."""
 
     model: str
     stages: Mapping[str, StageRecord]
-    with_policy: EvalResult | None
-    without_policy: EvalResult | None
-
-
-def resolve_model(name: str) -> str:
-    """ "tiny" is the model inside this package; anything else is a folder or hub name."""
-    if name != "tiny":
-        return name
-    path = tiny_base_path()
-    if not (path / "config.json").exists():
-        raise ValueError(f"the embedded model is missing from {path}")
-    return str(path)
+    suites: Mapping[str, SuiteSummary]
 
 
 def prepare_data(recipe: Recipe, *, overwrite: bool = False) -> DataFiles:
     """The recipe's files, generated into `output_dir/data` where the recipe says so."""
     config = recipe.generated_data()
     if config is None:
-        return DataFiles(recipe.policies, *(recipe.data.get(name) for name in FILES))
+        return DataFiles(recipe.policies, *(recipe.data.get(n) for n in (*FILES, *OVERRIDE)))
     folder = Path(config.output_dir)
     with _only_main() as is_main:
         if is_main and (overwrite or not (folder / "meta.json").exists()):
@@ -77,7 +65,8 @@ def prepare_data(recipe: Recipe, *, overwrite: bool = False) -> DataFiles:
     for key, value in found.items():
         if value != wanted[key]:
             raise ValueError(f"{folder} was made with {key} {value}, not {wanted[key]}; {_WAY_OUT}")
-    return DataFiles(str(folder / "policies.jsonl"), *(str(folder / f"{n}.jsonl") for n in FILES))
+    made = [folder / f"{name}.jsonl" for name in ("policies", *FILES, *OVERRIDE)]
+    return DataFiles(*(str(path) if path.exists() else None for path in made))
 
 
 _WAY_OUT = "choose another output_dir, or start anew with --overwrite"
@@ -192,7 +181,7 @@ def run(
     overwrite: bool = False,
 ) -> RunResult:
     """Runs the stages of a recipe one after the other, each on the model before it, and evaluates
-    the last one with and without the policy in its prompt.
+    the last one by the recipe's suites.
 
     Finished stages are not run again, and an unfinished one continues from its newest checkpoint;
     `overwrite` starts anew. The resolved recipe is saved as `config.yaml` in the output.
@@ -218,11 +207,16 @@ def run(
     save_recipe(recipe)
     with _only_main() as is_main:
         if not is_main:
-            return RunResult(start.model, records, None, None)
-        with_policy, without = evaluate_both(
-            recipe, start.model, data, output / "eval", trust_remote_code=trust_remote_code
+            return RunResult(start.model, records, {})
+        suites = evaluate_recipe(
+            recipe,
+            start.model,
+            data,
+            output / "eval",
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
         )
-    return RunResult(start.model, records, with_policy, without)
+    return RunResult(start.model, records, suites)
 
 
 def _check_inputs(recipe: Recipe, data: DataFiles, trust_recipe_code: bool) -> None:
@@ -230,8 +224,7 @@ def _check_inputs(recipe: Recipe, data: DataFiles, trust_recipe_code: bool) -> N
     for plan in recipe.stages():
         reward_functions(plan.reward_funcs, trust_recipe_code)
         read_rows(data.rows(plan.train_dataset))
-    if data.test is not None:
-        read_rows(data.test, columns=EVALUATED)
+    check_evaluation(recipe, data)
 
 
 def save_recipe(recipe: Recipe) -> Path:
@@ -242,56 +235,3 @@ def save_recipe(recipe: Recipe) -> Path:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     return output
-
-
-def evaluate_both(
-    recipe: Recipe,
-    model: str,
-    data: DataFiles,
-    folder: Path,
-    *,
-    trust_remote_code: bool = False,
-) -> tuple[EvalResult | None, EvalResult | None]:
-    """Evaluations with and without the policy, written to `folder`; None without test rows or,
-    for the first, without policies."""
-    if data.test is None:
-        return None, None
-    inputs = EvalInputs.from_dict(
-        {
-            **recipe.eval_config.to_dict(),
-            "model": model,
-            "test_dataset": data.test,
-            "policies": data.policies,
-            "output_dir": str(folder),
-        }
-    )
-    *with_policy, without = evaluate_files(inputs, trust_remote_code=trust_remote_code)
-    return (with_policy[0] if with_policy else None), without
-
-
-def evaluate_files(inputs: EvalInputs, *, trust_remote_code: bool = False) -> list[EvalResult]:
-    """Evaluations with the policy, if `policies` names a file, and then without it."""
-    from fastmpi.evaluation.evaluate import evaluate
-    from fastmpi.models.forest_model import ForestModel
-
-    rows = read_rows(inputs.test_dataset, columns=EVALUATED)
-    policies = PolicySet.from_jsonl(inputs.policies) if inputs.policies else None
-    model = ForestModel.from_pretrained(
-        resolve_model(inputs.model), trust_remote_code=trust_remote_code
-    )
-    arms = [True, False] if policies is not None else [False]
-    results = [evaluate(model, rows, policies, with_policy=arm, config=inputs) for arm in arms]
-    if inputs.output_dir is not None:
-        _write_evaluations(results, Path(inputs.output_dir))
-    return results
-
-
-def _write_evaluations(results: Sequence[EvalResult], folder: Path) -> None:
-    for result in results:
-        result.write_items(folder / f"{_arm(result.with_policy)}.jsonl")
-    summaries = {_arm(result.with_policy): result.summary() for result in results}
-    (folder / "summary.json").write_text(json.dumps(summaries, indent=1), encoding="utf-8")
-
-
-def _arm(with_policy: bool) -> str:
-    return "with_policy" if with_policy else "without_policy"

@@ -12,8 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmpi.data.rows import read_rows
+from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import Recipe, StagePlan
-from fastmpi.stages.chain import resolve_model, run_stage
+from fastmpi.stages.chain import run_stage
+from fastmpi.stages.evaluating import evaluate_recipe
 from fastmpi.stages.methods import (
     MATCH,
     Chain,
@@ -25,7 +28,7 @@ from fastmpi.stages.methods import (
     prefixes,
     unchanged,
 )
-from fastmpi.stages.record import DataFiles, StageRecord, StageStart
+from fastmpi.stages.record import DataFiles, StageRecord, StageStart, resolve_model
 from fastmpi.stages.workers import Workers
 from fastmpi.tracking import read_metrics
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from fastmpi.evaluation.result import EvalResult
 
 TIMING = "prefill times"
+TABLE_SUITES = ("task", "in-context", "efficiency")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Ladder:
 
     def folder(self, chain: Chain) -> Path:
         return self.output / "stages" / label(chain)
+
+    def eval_folder(self, chain: Chain) -> Path:
+        return self.output / "eval" / label(chain)
 
     def plan(self, chain: Chain) -> StagePlan:
         """The stage's plan, its steps matched if the variant says so; its needs must be done."""
@@ -149,15 +156,17 @@ class Ladder:
             "recipe": self.recipe,
             "model": self._start(chain).model,
             "data": self.data,
-            "folder": self.output / "eval" / label(chain),
+            "folder": self.eval_folder(chain),
+            "overwrite": self.options["overwrite"],
             "trust_remote_code": self.options["trust_remote_code"],
         }
 
     def _timing(self) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        models = {c: self._start(c).model for c in dict.fromkeys(self.comparison.chains().values())}
+        chains = dict.fromkeys(self.comparison.chains().values())
         return time_prefills, {
             "recipe": self.recipe,
-            "models": models,
+            "models": {chain: self._start(chain).model for chain in chains},
+            "folders": {chain: self.eval_folder(chain) for chain in chains},
             "data": self.data,
             "trust_remote_code": self.options["trust_remote_code"],
         }
@@ -170,42 +179,68 @@ class Ladder:
 
 
 def evaluate_model(
-    recipe: Recipe, model: str, data: DataFiles, folder: Path, *, trust_remote_code: bool = False
+    recipe: Recipe,
+    model: str,
+    data: DataFiles,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[EvalResult, EvalResult]:
-    """Evaluates with and without the policy, and leaves the times to `time_prefills`."""
-    from fastmpi.stages.chain import evaluate_both
+    """The recipe's suites for one model, but for the times, which are left to `time_prefills`.
+    Returns the answers with the policy and without it."""
+    from fastmpi.evaluation.result import EvalResult
 
-    untimed = replace(recipe, eval={**recipe.eval, "num_timed_prompts": 0})
-    with_policy, without = evaluate_both(
-        untimed, model, data, folder, trust_remote_code=trust_remote_code
+    evaluate_recipe(
+        recipe,
+        model,
+        data,
+        folder,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        label=folder.name,
+        suites=compared_suites(recipe),
+        num_timed_prompts=0,
     )
-    if with_policy is None or without is None:
-        raise ValueError("a comparison needs test rows and policies")
+    with_policy, without = (EvalResult.read(folder, arm) for arm in ("in-context", "task"))
     return with_policy, without
+
+
+def compared_suites(recipe: Recipe) -> list[str]:
+    """The recipe's suites, and those that the table of a comparison is made of."""
+    return list(dict.fromkeys([*(recipe.eval_config.suites or ()), *TABLE_SUITES]))
 
 
 def time_prefills(
     recipe: Recipe,
     models: Mapping[Chain, str],
+    folders: Mapping[Chain, Path],
     data: DataFiles,
     *,
     trust_remote_code: bool = False,
 ) -> dict[Chain, tuple[float, float]]:
-    """Median milliseconds to read a prompt with the policy and without it, for each model.
+    """Median milliseconds to read a prompt with the policy and without it, for each model; added
+    to the summaries in `folders`.
 
     Runs when nothing else does, and takes the models in turn for each prompt, so that whatever
     disturbs the machine disturbs them alike.
     """
+    from fastmpi.evaluation.efficiency import add_prefill
+    from fastmpi.evaluation.evaluate import load_model
+    from fastmpi.evaluation.folder import EvaluationFolder
     from fastmpi.evaluation.prefill import interleaved_prefill_ms
 
     assert data.test is not None and data.policies is not None
-    return interleaved_prefill_ms(
-        models,
-        data.test,
-        data.policies,
-        recipe.eval_config,
-        trust_remote_code=trust_remote_code,
-    )
+    config = recipe.eval_config
+    loaded = {
+        chain: load_model(path, config, trust_remote_code=trust_remote_code)
+        for chain, path in models.items()
+    }
+    rows = read_rows(data.test)[: max(1, config.num_timed_prompts)]
+    times = interleaved_prefill_ms(loaded, rows, PolicySet.from_jsonl(data.policies))
+    for chain, folder in folders.items():
+        add_prefill(EvaluationFolder(folder), times[chain])
+    return {chain: of_model.medians for chain, of_model in times.items()}
 
 
 def _train(chain: Chain) -> str:

@@ -56,7 +56,7 @@ def test_each_stage_starts_from_the_one_before(trained, files, tmp_path):
     assert trained == [
         ("cpt", "base", None), ("sft", str(run / "cpt"), None), ("rl", str(run / "sft"), None)
     ]  # fmt: skip
-    assert result.model == str(run / "rl") and result.without_policy is None
+    assert result.model == str(run / "rl") and result.suites == {}
     record = StageRecord.read(run / "sft")
     assert record.done and (record.steps, record.cpu_seconds, record.seconds) == (5, 2.0, 3.0)
     assert Recipe.from_yaml(run / "config.yaml").sft == {}

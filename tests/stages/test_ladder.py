@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from fastmpi.evaluation.folder import EvaluationFolder
 from fastmpi.evaluation.result import EvalResult
 from fastmpi.recipe import Recipe, find_recipe
 from fastmpi.stages import comparison as comparison_module
@@ -94,10 +95,10 @@ def trained(monkeypatch):
         cpu = CPU_SECONDS[folder.name.split("+")[-1]]
         return StageRecord(folder.name, {}, True, str(folder), 8, cpu, 1.0)
 
-    def evaluate_model(recipe, model, data, folder, trust_remote_code):
+    def evaluate_model(recipe, model, data, folder, overwrite, trust_remote_code):
         return answers(9, True), answers({"m": 1}.get(model, 7 if "rl" in model else 4), False)
 
-    def time_prefills(recipe, models, data, trust_remote_code):
+    def time_prefills(recipe, models, folders, data, trust_remote_code):
         return dict.fromkeys(models, (20.0, 5.0))
 
     monkeypatch.setattr(ladder_module, "Workers", SameProcess)
@@ -253,6 +254,12 @@ def test_comparison_from_beginning_to_end(tiny_folder, tmp_path):
     assert rows[2].cpu_seconds > rows[1].cpu_seconds > rows[0].cpu_seconds == 0
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert written == {"config.yaml", "data", "eval", "report.html", "stages", "summary.json"}
+    evaluations = tmp_path / "run" / "eval"
+    assert {path.name for path in evaluations.iterdir()} == {"base", "sft", "sft+rl"}
+    folder = EvaluationFolder(evaluations / "sft")
+    assert folder.label == "sft" and folder.arms() == ["task", "in-context"]
+    efficiency = folder.summary()["efficiency"].figures
+    assert {"prompt_tokens_saved", "prefill_ms_with"} < efficiency.keys()
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert report.count("<article>") == 4 and "Reward per arm" in report
     assert isinstance(Comparison.from_dict(compare), Comparison)
