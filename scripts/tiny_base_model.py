@@ -11,17 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tiny_base_gta import Call, GTATasks
 from tiny_base_tasks import TASK_WORDS, Question, Tasks
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fastmpi.data.processor import Processor
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.tiny import qwen_token_ids, text_settings
 from fastmpi.models.tokenizer import build_tokenizer, compact_words
 from fastmpi.ops.positions import mrope_positions
+from fastmpi.policies.gta_tiny import NUM_TOOLS, words
 
 MAX_NEW_TOKENS = 24
+MAX_NEW_CALL_TOKENS = 80
 
 
 def new_base(seed: int) -> tuple[torch.nn.Module, Processor]:
@@ -32,7 +35,7 @@ def new_base(seed: int) -> tuple[torch.nn.Module, Processor]:
         Qwen2VLImageProcessorPil,
     )
 
-    tokenizer = build_tokenizer(compact_words(TASK_WORDS))
+    tokenizer = build_tokenizer([*compact_words(TASK_WORDS), *words()], max_vocab_size=1500)
     text = text_settings(
         tokenizer,
         hidden_size=128,
@@ -102,11 +105,10 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Targets (M,), their log-probabilities, and whether each is the most likely token.
 
-    With `bf16` matrices multiply in bfloat16 and the residual stream stays fp32. The plain
-    attention is chosen there: torch's fused one has a slow bf16 backward on the CPU.
+    With `bf16` matrices multiply in bfloat16; attention and the residual stream stay fp32.
     """
     scored = batch.weights > 0
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), _Fp32Attention():
         hidden = model.model(
             input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **batch.pixels
         ).last_hidden_state
@@ -116,8 +118,23 @@ def losses(
     return targets, logprob, logits.argmax(-1) == targets
 
 
+class _Fp32Attention(TorchFunctionMode):
+    """Keeps attention out of autocast: torch's fused bf16 one is half as fast on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*(x.float() for x in args[:3]), *args[3:], **(kwargs or {}))
+
+
 @torch.no_grad()
-def greedy(model: torch.nn.Module, processor: Processor, prompts: Sequence[Prompt]) -> list[str]:
+def greedy(
+    model: torch.nn.Module,
+    processor: Processor,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str]:
     """The model's greedy responses, by transformers' own `generate` on left-padded prompts."""
     length = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), length), processor.tokenizer.pad_token_id)
@@ -130,7 +147,7 @@ def greedy(model: torch.nn.Module, processor: Processor, prompts: Sequence[Promp
         attention_mask=mask,
         mm_token_type_ids=(ids == processor.image_token_id).int(),
         do_sample=False,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         **_pixels([image for prompt in prompts for image in prompt.images]),
     )
     return [processor.decode(row[length:].tolist()) for row in out]
@@ -143,6 +160,7 @@ def accuracy(
     depth: int,
     *,
     with_policy: bool = True,
+    pictured: bool = False,
     unseen: bool = True,
     batch_size: int = 128,
 ) -> float:
@@ -150,14 +168,39 @@ def accuracy(
     right = 0
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
-        questions = [tasks.question(tasks.tree(depth, unseen=unseen)) for _ in range(size)]
+        questions = [
+            tasks.question(tasks.tree(depth, unseen=unseen), pictured=pictured) for _ in range(size)
+        ]
         prompts = [tasks.prompt(question, with_policy=with_policy) for question in questions]
         responses = greedy(model, tasks.processor, prompts)
         right += sum(map(_is_right, responses, questions))
     return right / count
 
 
-def _is_right(response: str, question: Question) -> bool:
+def call_accuracy(
+    model: torch.nn.Module,
+    tools: GTATasks,
+    count: int,
+    *,
+    with_policy: bool = True,
+    unseen: bool = True,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Shares of right tool names and of calls right in every argument, on unseen policies."""
+    right = {"tool": 0, "call": 0}
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        calls = [tools.question(NUM_TOOLS, unseen=unseen) for _ in range(size)]
+        prompts = [tools.prompt(call, with_policy=with_policy) for call in calls]
+        responses = greedy(model, tools.processor, prompts, MAX_NEW_CALL_TOKENS)
+        for response, call in zip(responses, calls, strict=True):
+            name = f"{call.row['answer'].partition(', ')[0]}, "
+            right["call"] += _is_right(response, call)
+            right["tool"] += f"</think>\\boxed{{{name}" in response
+    return {name: number / count for name, number in right.items()}
+
+
+def _is_right(response: str, question: Question | Call) -> bool:
     return response.endswith(f"</think>\\boxed{{{question.row['answer']}}}")
 
 

@@ -1,8 +1,11 @@
-"""The three kinds of training rows of the tiny base, drawn without end.
+"""Training rows of the tiny base about decision trees and pictures, drawn without end.
 
 describe: a picture; its objects by quadrant, then chains of narrowing yes/no questions.
-trace: a policy, no picture; half of its paths in random order.
+objects: pictures of one object each, as policies show them; what the objects are.
+trace: a policy; half of its paths in random order.
 follow: the task itself, in the exact prompts that the package renders at run time.
+
+The policies of the last two may show values in pictures (ClevrPolicy-M).
 
 Unusual: tokens that nobody could predict (which value a chain asks for, which path of a trace
 comes next) carry no loss. A tenth of all trees never occurs, see `fastmpi.assets.held_out`.
@@ -11,19 +14,21 @@ comes next) carry no loss. A tenth of all trees never occurs, see `fastmpi.asset
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fastmpi.assets import ATTRIBUTES, CASES, MATERIAL, NUM_OBJECTS, PICTURE_SIZE, held_out
 from fastmpi.data.images import Image
+from fastmpi.data.layouts import sample_objects
 from fastmpi.data.processor import Processor
 from fastmpi.data.prompts import render, response_text
-from fastmpi.data.renderer import render_scene, sample_scene
+from fastmpi.data.renderer import render_object, render_scene, sample_scene
 from fastmpi.data.samples import Prompt, Sample
-from fastmpi.data.scenes import Scene
-from fastmpi.policies.clevr_text import policy_names, policy_text, question_text, reasoning_text
+from fastmpi.data.scenes import Scene, SceneObject
+from fastmpi.policies.clevr_pictures import choose_pictured, clevr_policy
+from fastmpi.policies.clevr_text import policy_names, question_text, reasoning_text
 from fastmpi.policies.clevr_tree import ClevrTree
 from fastmpi.policies.policy import Policy
 from fastmpi.policies.tiny_tasks import (
@@ -35,7 +40,10 @@ from fastmpi.policies.tiny_tasks import (
     tree_paths,
 )
 
-TASK_WORDS = ("describe", "trace", "none")
+TASK_WORDS = ("describe", "trace", "none", *ATTRIBUTES)
+WORLD = {**ATTRIBUTES, "material": (MATERIAL,)}
+OBJECTS_A_ROW = 4
+PICTURE_RATE = 0.5  # share of a policy's values that it shows in pictures, where it shows any
 NUM_CHAINS = 4
 CHAIN_DEPTH = 3
 MAX_SCENE_TRIES = 150
@@ -52,9 +60,8 @@ class Question:
 
 def draw_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
     """Scenes of the base's world: two to four objects, one per quadrant."""
-    world = {**ATTRIBUTES, "material": (MATERIAL,)}
     numbers = rng.choice(NUM_OBJECTS, count)
-    return [sample_scene(rng, int(n), attributes=world, layout="quadrants") for n in numbers]
+    return [sample_scene(rng, int(n), attributes=WORLD, layout="quadrants") for n in numbers]
 
 
 class Tasks:
@@ -68,20 +75,34 @@ class Tasks:
         self.files = [f"{seed}-{index}.png" for index in range(num_scenes)]
         for scene, file in zip(self.scenes, self.files, strict=True):
             render_scene(scene, PICTURE_SIZE).save(folder / file)
+        self.objects = self._draw_objects(num_scenes // 4, seed)
+        self.showing = {
+            (attribute, value): [f for item, f in self.objects if item.has(attribute, value)]
+            for attribute, values in ATTRIBUTES.items()
+            for value in values
+        }
         # "Ġ" stands for a blank in a byte-level vocabulary.
         vocabulary = processor.tokenizer.get_vocab()
         self.ids = {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
 
-    def batch(self, kind: str, size: int, depth: int) -> list[Sample]:
+    def batch(
+        self, kind: str, size: int, depth: int = 0, pictured_share: float = 0.0
+    ) -> list[Sample]:
         """`size` rows of one kind; a sixteenth of the follow rows shows no policy.
 
-        `depth` is that of the trees; a description has none.
+        `depth` is that of the trees; `pictured_share` of them show some values in pictures.
         """
         if kind == "describe":
             return [self.describe() for _ in range(size)]
+        if kind == "objects":
+            return [self.describe_objects() for _ in range(size)]
+        pictured = [bool(flag) for flag in self.rng.random(size) < pictured_share]
         if kind == "trace":
-            return [self.trace(depth) for _ in range(size)]
-        return [self.follow(depth, with_policy=i >= size // 16) for i in range(size)]
+            return [self.trace(depth, pictured=flag) for flag in pictured]
+        return [
+            self.follow(depth, with_policy=number >= size // 16, pictured=flag)
+            for number, flag in enumerate(pictured)
+        ]
 
     def describe(self) -> Sample:
         index = int(self.rng.integers(len(self.scenes)))
@@ -91,19 +112,32 @@ class Tasks:
             "role": "user",
             "content": [{"type": "image"}, {"type": "text", "text": DESCRIBE}],
         }
-        return self._sample([turn], [image], pieces)
+        return self.sample([turn], [image], pieces)
 
-    def trace(self, depth: int) -> Sample:
+    def describe_objects(self) -> Sample:
+        chosen = [self.objects[i] for i in self.rng.integers(len(self.objects), size=OBJECTS_A_ROW)]
+        images = [self.processor.image(file, self.folder) for _, file in chosen]
+        ask = [{"type": "image"}] * len(images) + [{"type": "text", "text": DESCRIBE}]
+        pieces = [
+            (f" {word}", 1.0)
+            for item, _ in chosen
+            for word in (item.size, item.color, item.shape, ";")
+        ]
+        return self.sample([{"role": "user", "content": ask}], images, pieces)
+
+    def trace(self, depth: int, *, pictured: bool = False) -> Sample:
         tree = self.tree(depth)
+        policy = self.policy(tree, pictured=pictured)
         paths = tree_paths(tree)
         pieces: list[Piece] = []
         for index in self.rng.permutation(len(paths))[: num_traced(len(paths))]:
             pieces += [*paths[index], (" ;", 1.0)]
         ask = {"role": "user", "content": trace_prompt(tree.name)}
-        return self._sample([*self.policy(tree).messages, ask], [], pieces)
+        images = self.processor.images(list(policy.images))
+        return self.sample([*policy.messages, ask], images, pieces)
 
-    def follow(self, depth: int, *, with_policy: bool = True) -> Sample:
-        question = self.question(self.tree(depth))
+    def follow(self, depth: int, *, with_policy: bool = True, pictured: bool = False) -> Sample:
+        question = self.question(self.tree(depth), pictured=pictured)
         prompt = self.prompt(question, with_policy=with_policy)
         response = self.processor.encode_response(response_text(question.row))
         return Sample.from_prompt(prompt, response)
@@ -120,11 +154,15 @@ class Tasks:
             if held_out((node.id, node.value) for node in tree.nodes()) == unseen:
                 return tree
 
-    def policy(self, tree: ClevrTree) -> Policy:
-        text = policy_text(tree, style="compact")
-        return Policy(tree.name, [{"role": "system", "content": text}], [])
+    def policy(self, tree: ClevrTree, *, pictured: bool = False) -> Policy:
+        places = choose_pictured(self.rng, tree, PICTURE_RATE) if pictured else frozenset()
 
-    def question(self, tree: ClevrTree) -> Question:
+        def picture_of(attribute: str, value: str) -> Path:
+            return self.folder / str(self.rng.choice(self.showing[(attribute, value)]))
+
+        return clevr_policy(tree, "compact", pictured=places, picture_of=picture_of)
+
+    def question(self, tree: ClevrTree, *, pictured: bool = False) -> Question:
         """A scene for `tree`, all cases that it can reach equally likely where the scenes allow."""
         wanted = str(self.rng.choice([leaf.case for leaf in tree.reachable(ATTRIBUTES)]))
         for index in self.rng.integers(len(self.scenes), size=MAX_SCENE_TRIES):
@@ -139,15 +177,26 @@ class Tasks:
             "reasoning": reasoning_text(walk, style="compact"),
             "answer": walk.case,
         }
-        return Question(row, tree, self.policy(tree))
+        return Question(row, tree, self.policy(tree, pictured=pictured))
 
-    def _sample(self, messages: list[dict], images: list[Image], pieces: list[Piece]) -> Sample:
+    def sample(self, messages: list[dict], images: list[Image], pieces: list[Piece]) -> Sample:
+        """A chat, and the response that `pieces` make."""
         prompt = self.processor.prompt(messages, images)
         words, weights = zip(*pieces, strict=True)
         ids = np.array([*(self.ids[word] for word in words), self.processor.eos_token_ids[0]])
         sample = Sample.from_prompt(prompt, ids)
         sample.weights[len(prompt.ids) :] = (*weights, 1.0)
         return sample
+
+    def _draw_objects(self, count: int, seed: int) -> list[tuple[SceneObject, str]]:
+        """Objects alone, each turned at random, and the files of their pictures."""
+        found = []
+        for number, item in enumerate(sample_objects(self.rng, count, WORLD)):
+            turned = replace(item, rotation=float(self.rng.uniform(0, 360)))
+            file = f"{seed}-object-{number}.png"
+            render_object(turned, PICTURE_SIZE).save(self.folder / file)
+            found.append((item, file))
+        return found
 
     def _chains(self, scene: Scene) -> list[Piece]:
         pieces: list[Piece] = []

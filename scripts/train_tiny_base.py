@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/train_tiny_base.py --output fastmpi/assets/tiny_base
 
-Batches are of one kind each: describe, trace or follow (see tiny_base_tasks.py). Reading policies
-comes first, then pictures, then both with deeper trees; what is learned decides when.
+Batches are of one kind each (see tiny_base_tasks.py and tiny_base_gta.py). Reading policies comes
+first, then pictures, then routes of tools, then all with larger policies. The second cycle has
+scenes and optimisers of its own.
 """
 
 from __future__ import annotations
@@ -12,82 +13,134 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from tiny_base_card import write_card
-from tiny_base_model import accuracy, collate, losses, new_base
+from tiny_base_gta import GTATasks
+from tiny_base_model import accuracy, call_accuracy, collate, losses, new_base
 from tiny_base_tasks import Tasks
 from torch import Tensor
 
-KINDS = ("describe", "trace", "follow")
+from fastmpi.data.processor import Processor
+from fastmpi.data.samples import Sample
+
+# Rows a step; those about tools are twice as long.
+ROWS = {"describe": 32, "objects": 32, "trace": 32, "follow": 32}
+ROWS |= {"tests": 24, "routes": 20, "calls": 20}
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is trained until a running accuracy exceeds `until`."""
+    """What is trained until the running accuracies exceed `until`."""
 
-    shares: tuple[float, float, float]  # of batches, as in KINDS
+    shares: Mapping[str, float]  # of batches, by kind
     trace_depths: tuple[int, ...]
     follow_depths: tuple[int, ...]
-    measure: str = ""
-    until: float = 2.0
+    pictured: float  # share of the trees that show some values in pictures
+    num_tools: tuple[int, int]
+    until: Mapping[str, float] = field(default_factory=dict)
 
 
-PHASES = (
-    Phase((0.2, 0.8, 0.0), (1, 2), (), "leaf", 0.90),  # read policies
-    Phase((0.5, 0.2, 0.3), (2,), (2,), "yes/no", 0.86),  # see objects
-    Phase((0.25, 0.2, 0.55), (2, 3), (2, 3)),  # do both
+READ = Phase(
+    {"trace": 0.4, "tests": 0.3, "routes": 0.25, "objects": 0.05},
+    *((1, 2), (), 0.0, (1, 2)),
+    {"leaf": 0.9, "tests": 0.85},
 )
-BATCH_SIZE = 32
+SEE = Phase(
+    {"describe": 0.4, "objects": 0.06, "trace": 0.1, "follow": 0.14, "tests": 0.05, "routes": 0.25},
+    *((2,), (2,), 0.5, (1, 3)),
+)
+ROUTE = Phase(
+    {
+        "describe": 0.17,
+        "objects": 0.03,
+        "trace": 0.05,
+        "follow": 0.2,
+        "tests": 0.03,
+        "routes": 0.52,
+    },
+    *((2,), (2,), 0.4, (1, 3)),
+    {"version": 0.8},
+)
+ALL = Phase(
+    {"describe": 0.13, "objects": 0.03, "trace": 0.05, "follow": 0.34, "tests": 0.02}
+    | {"routes": 0.15, "calls": 0.28},
+    *((2, 3), (2, 2, 3), 0.4, (3, 6)),
+)
+
+
+@dataclass(frozen=True)
+class CycleSettings:
+    """Phases one after another, in `steps` steps; the last takes what is left of them."""
+
+    phases: tuple[Phase, ...]
+    steps: int
+    learning_rate: float
+    decay: float  # share of the steps in which the learning rate falls to nothing
+
+
+CYCLES = (
+    CycleSettings((READ, SEE), 1200, 2e-3, 0.0),
+    CycleSettings((ROUTE, ALL), 2600, 2e-3, 0.65),
+)
 WARMUP_STEPS = 60
 MAX_GRAD_NORM = 1.0
+CYCLE_SEED = 1000  # from one cycle to the next
 FINAL_ROWS = 1000
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
-    parser.add_argument("--decay", type=float, default=0.7, help="share of steps of linear decay")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="a model after its first cycle, to go on from")
     parser.add_argument("--scenes", type=int, default=6000, help="training pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe-every", type=int, default=100, help="steps between probes")
+    parser.add_argument("--probe-every", type=int, default=200, help="steps between probes")
     return parser.parse_args()
 
 
 class Schedule:
     """What each step trains on, and how fast."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.rng = np.random.default_rng(args.seed + 1)
+    def __init__(self, settings: CycleSettings, seed: int) -> None:
+        self.settings = settings
+        self.rng = np.random.default_rng(seed + 1)
         self.running: dict[str, float] = {}
-        self.phase = 0
+        self.number = 0
+
+    @property
+    def phase(self) -> Phase:
+        return self.settings.phases[self.number]
 
     def scale(self, step: int) -> float:
         """Of the learning rate: warm-up, a plateau, linear decay to nothing."""
-        warm = (step + 1) / WARMUP_STEPS
-        left = (self.args.steps - step) / (self.args.decay * self.args.steps)
-        return min(warm, left, 1.0)
+        warm, left = (step + 1) / WARMUP_STEPS, self.settings.steps - step
+        falling = self.settings.decay * self.settings.steps
+        return min(warm, left / falling if falling else 1.0, 1.0)
 
-    def draw(self) -> tuple[str, int]:
-        """Kind of the next batch, and the depth of its trees."""
-        phase = PHASES[self.phase]
-        kind = str(self.rng.choice(KINDS, p=phase.shares))
-        depths = {"describe": (0,), "trace": phase.trace_depths, "follow": phase.follow_depths}
-        return kind, int(self.rng.choice(depths[kind]))
+    def draw(self, tasks: Tasks, tools: GTATasks) -> tuple[str, list[Sample]]:
+        """The next batch and its kind."""
+        phase = self.phase
+        kind = str(self.rng.choice(list(phase.shares), p=list(phase.shares.values())))
+        if kind in ("tests", "routes", "calls"):
+            # One size a batch: rows of similar length.
+            size = int(self.rng.integers(phase.num_tools[0], phase.num_tools[1] + 1))
+            return kind, tools.batch(kind, ROWS[kind], (size, size))
+        depths = {"trace": phase.trace_depths, "follow": phase.follow_depths}.get(kind, (0,))
+        depth = int(self.rng.choice(depths))
+        return kind, tasks.batch(kind, ROWS[kind], depth, phase.pictured if depth == 2 else 0.0)
 
     def observe(self, accuracies: dict[str, float]) -> None:
         for name, value in accuracies.items():
             old = self.running.get(name, 0.0)
             self.running[name] = 0.9 * old + 0.1 * value
-        phase = PHASES[self.phase]
-        if self.running.get(phase.measure, 0.0) > phase.until:
-            self.phase += 1
+        until = self.phase.until
+        if until and all(self.running.get(name, 0.0) > least for name, least in until.items()):
+            self.number += 1
 
 
 def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -103,66 +156,121 @@ def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim
 
 
 def train(args: argparse.Namespace, pictures: Path) -> dict:
-    """The loop; returns what the model card says."""
+    """All cycles; returns what the model card says."""
     model, processor = new_base(args.seed)
-    tasks = Tasks(processor, pictures, args.scenes, seed=args.seed)
+    first = 0
+    if args.start is not None:
+        model, first = type(model).from_pretrained(args.start), 1
     probes = Tasks(processor, pictures, 1000, seed=args.seed + 10_000)
-    yes_no = torch.tensor([tasks.ids[" yes"], tasks.ids[" no"]])
-    schedule = Schedule(args)
-    steppers = optimisers(model, args.learning_rate)
-    scalers = [torch.optim.lr_scheduler.LambdaLR(o, schedule.scale) for o in steppers]
-    start = time.process_time()
-    spent_on_probes = 0.0
-    for step in range(args.steps):
-        kind, depth = schedule.draw()
-        batch = collate(tasks.batch(kind, BATCH_SIZE, depth), processor)
-        targets, logprob, correct = losses(model, batch, bf16=True)
-        weights = batch.weights[batch.weights > 0]
-        loss = -(weights * logprob).sum() / weights.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        for stepper, scaler in zip(steppers, scalers, strict=True):
-            stepper.step()
-            scaler.step()
-            stepper.zero_grad()
-        found = _accuracies(kind, correct, torch.isin(targets, yes_no), weights > 1)
-        schedule.observe(found | {f"{kind} loss": loss.item()})
-        if (step + 1) % args.probe_every == 0:
-            began = time.process_time()
-            probe = {
-                f"N={n}": accuracy(model, probes, 96, n)
-                for n in PHASES[schedule.phase].follow_depths
-            }
-            spent_on_probes += time.process_time() - began
-            seconds = time.process_time() - start - spent_on_probes
-            print(step + 1, f"{seconds:.0f}s", _rounded({**schedule.running, **probe}), flush=True)
-            model.save_pretrained(args.output)
-            processor.save_pretrained(args.output)
-    seconds = time.process_time() - start - spent_on_probes
+    seconds = 0.0
+    for number in range(first, len(CYCLES)):
+        seconds += Cycle(args, number, model, processor, pictures).run(probes)
     return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
 
 
+class Cycle:
+    """One run of the learning rate from its peak to nothing."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        number: int,
+        model: torch.nn.Module,
+        processor: Processor,
+        pictures: Path,
+    ) -> None:
+        self.args, self.model, self.processor = args, model, processor
+        settings, seed = CYCLES[number], args.seed + CYCLE_SEED * number
+        self.tasks = Tasks(processor, pictures, args.scenes, seed=seed)
+        self.tools = GTATasks(self.tasks)
+        self.schedule = Schedule(settings, seed)
+        self.steppers = optimisers(model, settings.learning_rate)
+        self.scalers = [
+            torch.optim.lr_scheduler.LambdaLR(stepper, self.schedule.scale)
+            for stepper in self.steppers
+        ]
+
+    def run(self, probes: Tasks) -> float:
+        """Trains; returns the CPU-seconds without those of the probes."""
+        start, spent_on_probes = time.process_time(), 0.0
+        for step in range(self.schedule.settings.steps):
+            self.step()
+            if (step + 1) % self.args.probe_every == 0:
+                began = time.process_time()
+                found = {**self.schedule.running, **_probe(self.model, probes)}
+                spent_on_probes += time.process_time() - began
+                seconds = time.process_time() - start - spent_on_probes
+                print(
+                    step + 1,
+                    self.schedule.number + 1,
+                    f"{seconds:.0f}s",
+                    _rounded(found),
+                    flush=True,
+                )
+                self.model.save_pretrained(self.args.output)
+                self.processor.save_pretrained(self.args.output)
+        return time.process_time() - start - spent_on_probes
+
+    def step(self) -> None:
+        kind, rows = self.schedule.draw(self.tasks, self.tools)
+        batch = collate(rows, self.processor)
+        targets, logprob, correct = losses(self.model, batch, bf16=True)
+        weights = batch.weights[batch.weights > 0]
+        loss = -(weights * logprob).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        for stepper, scaler in zip(self.steppers, self.scalers, strict=True):
+            stepper.step()
+            scaler.step()
+            stepper.zero_grad()
+        yes_no = torch.tensor([self.tasks.ids[" yes"], self.tasks.ids[" no"]])
+        self.schedule.observe(_accuracies(kind, correct, torch.isin(targets, yes_no), weights > 1))
+
+
 def _accuracies(kind: str, correct: Tensor, is_answer: Tensor, is_leaf: Tensor) -> dict[str, float]:
-    """Shares of right tokens; of a description's answers and a trace's leaves on their own."""
+    """Shares of right tokens; of a description's answers and a path's end on their own."""
     apart = {"describe": ("yes/no", is_answer), "trace": ("leaf", is_leaf)}
+    apart["routes"] = ("version", is_leaf)
     name, chosen = apart.get(kind, (kind, torch.ones_like(correct)))
     rest = {kind: correct[~chosen].float().mean().item()} if kind in apart else {}
     return rest | {name: correct[chosen].float().mean().item()}
 
 
-def _measure(args: argparse.Namespace, model: torch.nn.Module, pictures: Path, processor) -> dict:
-    """Final accuracies on unseen trees and scenes that no probe has used."""
+def _probe(model: torch.nn.Module, probes: Tasks) -> dict[str, float]:
+    trees = {
+        "T": accuracy(model, probes, 96, 2),
+        "M": accuracy(model, probes, 96, 2, pictured=True),
+    }
+    calls = call_accuracy(model, GTATasks(probes), 96)
+    return {**trees, "tool": calls["tool"], "call": calls["call"]}
+
+
+def _measure(
+    args: argparse.Namespace, model: torch.nn.Module, pictures: Path, processor: Processor
+) -> dict:
+    """Final accuracies on unseen policies and on scenes that no probe has used."""
     tasks = Tasks(processor, pictures, 1000, seed=args.seed + 20_000)
     free = accuracy(model, tasks, FINAL_ROWS // 2, 2, with_policy=False)
+    tools = GTATasks(tasks)
+    calls = call_accuracy(model, tools, FINAL_ROWS)
+    calls_free = call_accuracy(model, tools, FINAL_ROWS // 2, with_policy=False)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy_n2": accuracy(model, tasks, FINAL_ROWS, 2),
         "accuracy_n3": accuracy(model, tasks, FINAL_ROWS, 3),
+        "accuracy_m2": accuracy(model, tasks, FINAL_ROWS, 2, pictured=True),
         "accuracy_policy_free": free,
+        **{f"calls_{name}": value for name, value in calls.items()},
+        **{f"calls_free_{name}": value for name, value in calls_free.items()},
         "rows": FINAL_ROWS,
         "rows_policy_free": FINAL_ROWS // 2,
-        "batch_size": BATCH_SIZE,
-    } | {name: getattr(args, name) for name in ("steps", "seed", "scenes", "learning_rate")}
+        "batch_size": ROWS["follow"],
+        "batch_size_calls": ROWS["calls"],
+        "steps": sum(cycle.steps for cycle in CYCLES),
+        "learning_rate": CYCLES[0].learning_rate,
+        "seed": args.seed,
+        "scenes": len(CYCLES) * args.scenes,
+    }
 
 
 def _rounded(values: dict[str, float]) -> str:
@@ -174,8 +282,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         facts = train(args, Path(folder))
-    write_card(args.output, facts)
     print(json.dumps(facts))
+    write_card(args.output, facts)
 
 
 if __name__ == "__main__":

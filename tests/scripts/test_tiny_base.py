@@ -12,10 +12,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+from tiny_base_gta import GTATasks  # noqa: E402
 from tiny_base_model import collate, greedy, losses, new_base  # noqa: E402
 from tiny_base_tasks import Tasks  # noqa: E402
 
 from fastmpi.assets import held_out  # noqa: E402
+from fastmpi.policies.gta_parse import parse_rules  # noqa: E402
+from fastmpi.policies.gta_policy import GTAPolicy  # noqa: E402
+from fastmpi.policies.gta_rules import Profile  # noqa: E402
+from fastmpi.policies.gta_tiny import is_held_out  # noqa: E402
 
 QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
 
@@ -28,6 +33,11 @@ def base():
 @pytest.fixture(scope="module")
 def tasks(base, tmp_path_factory):
     return Tasks(base[1], tmp_path_factory.mktemp("pictures"), num_scenes=40, seed=5)
+
+
+@pytest.fixture(scope="module")
+def tools(tasks):
+    return GTATasks(tasks)
 
 
 def response(sample, processor):
@@ -140,3 +150,78 @@ def test_greedy_does_not_depend_on_padding(base, tasks):
     prompts = [tasks.prompt(tasks.question(tasks.tree(depth))) for depth in (2, 3)]
     together = greedy(model, processor, prompts)
     assert together == [greedy(model, processor, [prompt])[0] for prompt in prompts]
+
+
+def test_objects_are_those_of_the_pictures(tasks):
+    by_key = {tasks.processor.image(f, tasks.folder).key: item for item, f in tasks.objects}
+    for _ in range(5):
+        sample = tasks.describe_objects()
+        words = response(sample, tasks.processor).split(";")[:4]
+        for image, text in zip(sample.images, words, strict=True):
+            item = by_key[image.key]
+            assert text.split() == [item.size, item.color, item.shape]
+
+
+def test_pictured_conditions_name_their_value_in_the_response_alone(tasks):
+    by_key = {tasks.processor.image(f, tasks.folder).key: item for item, f in tasks.objects}
+    for sample in (tasks.trace(2, pictured=True), tasks.follow(2, pictured=True)):
+        text = tasks.processor.decode(sample.ids)
+        rules, answer = text.split(" end")
+        shown = [rule for rule in rules.split(" : ")[1].split(" ;") if is_pictured(rule)]
+        assert len(shown) == 2
+        for rule, image in zip(shown, sample.images, strict=False):
+            condition, _, attribute = rule.split()[:3]
+            cited = re.findall(rf"{re.escape(condition)} (\w+) (?:yes|no)", answer)
+            assert set(cited) <= {getattr(by_key[image.key], attribute)}
+
+
+def is_pictured(rule):
+    return rule.split()[2] in ("color", "shape", "size")
+
+
+def test_tests_are_answered_by_the_profile(tools):
+    text = tools.processor.decode(tools.tests().ids).split("assistant\n")[1]
+    parts = [part.strip() for part in text.split(" ;")][:-1]
+    for profile_words, tests in zip(parts[::2], parts[1::2], strict=True):
+        _, account, _, credits, _, age = profile_words.split()
+        profile = Profile(account, int(credits), int(age))
+        asked = re.findall(r"((?:account|credits|age) .*?) (yes|no)", tests)
+        assert len(asked) == 5
+        for test, answer in asked:
+            rule = parse_rules(f"policy p : OCR.1 if {test} then v1 end", "compact")[0]
+            assert rule.applies(profile) == (answer == "yes")
+
+
+def test_routes_are_the_policys(tools):
+    verbs = {"read": "OCR", "caption": "ImageDescription", "count": "CountGivenObject"}
+    verbs |= {"search": "GoogleSearch", "inspect": "RegionAttributeDescription"}
+    verbs |= {"draw": "TextToImage", "style": "ImageStylization"}
+    sample = tools.routes((4, 4))
+    text = tools.processor.decode(sample.ids)
+    rules = parse_rules(f"policy{text.split('policy')[1].split(' end')[0]} end", "compact")
+    found = re.findall(r"account (\w) credits (\d+) age (\d+) ; (\w+)<think>(.*?)</think>", text)
+    assert len(found) == 3
+    for account, credits, age, verb, reasoning in found:
+        own = [rule for rule in rules if rule.tool == verbs[verb]]
+        profile = Profile(account, int(credits), int(age))
+        applying = next(rule for rule in own if rule.applies(profile))
+        words = reasoning.split()
+        assert words[-1] in {f"v{target}" for target in applying.targets}
+        cited = [word for word in words if "." in word]
+        assert cited == [rule.id for rule in own[: own.index(applying) + 1]]
+
+
+@pytest.mark.parametrize("unseen", [True, False])
+def test_calls_keep_to_their_side(tools, unseen):
+    for _ in range(20):
+        call = tools.question((4, 6), unseen=unseen)
+        policy = GTAPolicy.from_json(call.policy.metadata["gta"])
+        assert is_held_out(policy.rules) == unseen
+        profile = Profile.from_json(call.row["profile"])
+        assert f'"{policy.route(call.row["tool"], profile).name}"' in call.row["answer"]
+
+
+def test_calls_show_the_policy_only_when_asked(tools):
+    with_policy, without = (tools.call((4, 4), with_policy=flag) for flag in (True, False))
+    assert " if" in tools.processor.decode(with_policy.ids)
+    assert " if" not in tools.processor.decode(without.ids)
