@@ -120,3 +120,25 @@ class Draft:
         self._next += 1
         self.pictures[name] = draw
         return name
+
+
+Maker = Callable[[Draft], None]
+"""Draws the pictures of a dialog, words its request and writes its calls."""
+
+
+def priced(draft: Draft, names: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Different names with prices of their own."""
+    return [(n, f"{draft.between(4, 79) * 0.15 + 0.4:.2f}") for n in draft.some(names, count)]
+
+
+def python_block(*lines: str) -> str:
+    """Code as the Plot and Solver tools take it."""
+    return "\n".join(("```python", *lines, "```"))
+
+
+def signed(value: int, letter: str = "") -> str:
+    """' + 3x', ' - x' or '' for a summand that is not the first."""
+    if value == 0:
+        return ""
+    number = "" if letter and abs(value) == 1 else str(abs(value))
+    return f" {'+' if value > 0 else '-'} {number}{letter}"

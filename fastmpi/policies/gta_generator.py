@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from fastmpi.policies.gta_dialogs import Dialog, Dialogs, PictureSource
-from fastmpi.policies.gta_draft import Draft
-from fastmpi.policies.gta_queries import TEXT_MAKERS, Maker
+from fastmpi.policies.gta_draft import Draft, Maker
+from fastmpi.policies.gta_queries import TEXT_MAKERS
 from fastmpi.policies.gta_scene_queries import (
     SCENE_MAKERS,
     Unsuitable,

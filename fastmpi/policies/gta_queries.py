@@ -7,12 +7,10 @@ first. Shops, places and people are made up, so that nothing here claims a fact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fastmpi.policies import gta_pictures as pictures
-from fastmpi.policies.gta_draft import Draft
-
-Maker = Callable[[Draft], None]
+from fastmpi.policies.gta_draft import Draft, Maker, priced, python_block, signed
 
 GOODS = (
     "Oat bread", "Green tea", "Olives", "Goat cheese", "Apples", "Soap", "Candles", "Honey",
@@ -31,7 +29,7 @@ READ = "The text in the image has to be read first."
 
 
 def receipt_total(draft: Draft) -> None:
-    items = _priced(draft, GOODS, draft.between(3, 6))
+    items = priced(draft, GOODS, draft.between(3, 6))
     name, shop = _receipt(draft, items)
     tip = draft.one((5, 8, 10, 12, 15))
     draft.ask(
@@ -45,7 +43,7 @@ def receipt_total(draft: Draft) -> None:
 
 
 def receipt_share(draft: Draft) -> None:
-    items = _priced(draft, GOODS, draft.between(3, 6))
+    items = priced(draft, GOODS, draft.between(3, 6))
     name, shop = _receipt(draft, items)
     people = draft.between(2, 6)
     draft.ask(
@@ -59,7 +57,7 @@ def receipt_share(draft: Draft) -> None:
 
 
 def menu_order(draft: Draft) -> None:
-    items = _priced(draft, DISHES, draft.between(4, 6))
+    items = priced(draft, DISHES, draft.between(4, 6))
     place = f"{draft.name()} {draft.one(CAFES)}"
     image = draft.show(pictures.menu(draft.rng, place, items))
     (first, one), (second, other) = draft.some(items, 2)
@@ -78,8 +76,8 @@ def menus_compared(draft: Draft) -> None:
     images, places, prices = [], [], []
     for _ in range(2):
         place = f"{draft.name()} {draft.one(CAFES)}"
-        others = [item for item in _priced(draft, DISHES, 3) if item[0] != dish]
-        ((_, price),) = _priced(draft, (dish,), 1)
+        others = [item for item in priced(draft, DISHES, 3) if item[0] != dish]
+        ((_, price),) = priced(draft, (dish,), 1)
         images.append(
             draft.show(pictures.menu(draft.rng, place, draft.some([*others, (dish, price)], 4)))
         )
@@ -188,7 +186,7 @@ def formula_solved(draft: Draft) -> None:
     factor, letter = draft.between(1, 4), draft.one("xyz")
     b, c = -factor * sum(roots), factor * roots[0] * roots[1]
     head = f"{factor if factor > 1 else ''}{letter}"
-    tail = f"{_signed(b, letter)}{_signed(c)} = 0"
+    tail = f"{signed(b, letter)}{signed(c)} = 0"
     exercise = f"Exercise {draft.between(1, 99)} by {draft.name()}"
     pieces = [(head, False), ("2", True), (tail, False)]
     image = draft.show(pictures.formula(draft.rng, exercise, pieces))
@@ -256,10 +254,6 @@ TEXT_MAKERS: Sequence[Maker] = (
 )  # fmt: skip
 
 
-def _priced(draft: Draft, names: Sequence[str], count: int) -> list[tuple[str, str]]:
-    return [(n, f"{draft.between(4, 79) * 0.15 + 0.4:.2f}") for n in draft.some(names, count)]
-
-
 def _receipt(draft: Draft, items: Sequence[tuple[str, str]]) -> tuple[str, str]:
     shop = f"{draft.name()} {draft.one(SHOPS)}"
     footer = f"You were served by {draft.name(2)}"
@@ -303,16 +297,3 @@ def _describe(draft: Draft, image: str, caption: str) -> None:
 def _calculate(draft: Draft, expression: str, value: float) -> None:
     known = "The numbers are known now and have to be calculated with."
     draft.call("Calculator", known, str(value), expression=expression)
-
-
-def python_block(*lines: str) -> str:
-    """Code as the Plot and Solver tools take it."""
-    return "\n".join(("```python", *lines, "```"))
-
-
-def _signed(value: int, letter: str = "") -> str:
-    """' + 3x', ' - x' or '' for a summand that is not the first."""
-    if value == 0:
-        return ""
-    number = "" if letter and abs(value) == 1 else str(abs(value))
-    return f" {'+' if value > 0 else '-'} {number}{letter}"
