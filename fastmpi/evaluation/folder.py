@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi.evaluation.metrics import Figure
+from fastmpi.files import write_whole
 
 RUN, SUMMARY, ITEMS = "run.json", "summary.json", "items"
 ARMS = ("task", "in-context", "override", "forgetting")  # each is one pass over some rows
@@ -170,10 +171,8 @@ def json_line(item: Mapping[str, Any]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".writing")
     # A response may hold half a surrogate pair, which UTF-8 has no bytes for.
-    aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    aside.replace(path)
+    write_whole(path, text.encode("utf-8", errors="backslashreplace").decode("utf-8"))
 
 
 def _plain(figures: Figures) -> dict[str, Any]:

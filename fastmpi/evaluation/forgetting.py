@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastmpi.data.renderer import render_scene, sample_scene
-from fastmpi.evaluation.metrics import Figure, Item, mean
+from fastmpi.evaluation.metrics import Figure, Item, mean_score
 from fastmpi.policies.clevr_text import policy_names, policy_text
 from fastmpi.policies.clevr_tree import ClevrTree
 from fastmpi.policies.clevr_world import WORLDS, sample_tree
@@ -72,7 +72,10 @@ def score_forgetting(row: Mapping[str, Any], response: str) -> float:
 
 def forgetting(items: Sequence[Item]) -> dict[str, Figure]:
     """Mean score of each task, from items with `task` and `score`."""
-    return {task: mean([item["score"] for item in items if item["task"] == task]) for task in TASKS}
+    return {
+        task: mean_score([item["score"] for item in items if item["task"] == task])
+        for task in TASKS
+    }
 
 
 def _describe(rng: np.random.Generator, number: int, pictures: Path) -> Row:

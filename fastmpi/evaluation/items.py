@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi.data.rows import Row
-from fastmpi.evaluation.metrics import Figure, Item, mean, share
+from fastmpi.evaluation.metrics import Figure, Item, mean_score, share
 from fastmpi.rewards import boxed_answer
 from fastmpi.tool_calls.call import is_call, parse_call, read_call
 from fastmpi.tool_calls.score import CallScore, score_calls
@@ -99,7 +99,7 @@ def figures(items: Sequence[Item]) -> dict[str, Figure]:
         values = [v for item in items if (v := value(item, metric)) is not None]
         if values:
             scored = metric in ("argument", "overall")
-            found[metric] = mean(values) if scored else share([v == 1 for v in values])
+            found[metric] = mean_score(values) if scored else share([v == 1 for v in values])
     return found
 
 

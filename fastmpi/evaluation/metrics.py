@@ -1,6 +1,6 @@
 """Numbers of an evaluation, each with its 95 % interval. Imports no torch.
 
-A share of right answers has Wilson's interval, anything else a percentile bootstrap over the items
+A share of right answers has Wilson's interval, everything else a percentile bootstrap over items
 (2,000 resamples, always the same ones). Two models, or two ways of asking one, are compared item by
 item: the resamples draw pairs, so what makes an item hard for both cancels out.
 """
@@ -58,7 +58,7 @@ class Figure:
 NOTHING = Figure(0.0, 0.0, 1.0, 0)
 
 
-def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a share; unlike the normal one it holds at 0 and 1.
 
     `n` = 0 gives (0, 1). Raises ValueError unless 0 <= correct <= n.
@@ -81,8 +81,20 @@ def share(correct: Sequence[bool]) -> Figure:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """The mean of scores, bootstrapped."""
+    """The mean, bootstrapped."""
     return _bootstrapped([values], lambda drawn: drawn[0].mean(-1))
+
+
+def mean_score(values: Sequence[float]) -> Figure:
+    """The mean of scores in [0, 1], bootstrapped.
+
+    Where all are the same the bootstrap sees no spread, and would claim certainty from three items.
+    Then it is Wilson's interval of a share of that size: no scores with that mean spread wider.
+    """
+    n = len(values)
+    if n and len(set(values)) == 1:
+        return Figure(values[0], *wilson_interval(n * values[0], n), n)
+    return mean(values)
 
 
 def median(values: Sequence[float]) -> Figure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastmpi.evaluation.metrics import Figure, Item, mean
+from fastmpi.evaluation.metrics import Figure, Item, mean_score
 from fastmpi.policies.citations import citations, gold_citations
 from fastmpi.policies.policy import Policy
 
@@ -16,7 +16,7 @@ from fastmpi.policies.policy import Policy
 def referral(items: Sequence[Item], policies: Mapping[str, Policy]) -> dict[str, Figure]:
     """{"referral": mean of `referral_scores`}, over the items whose right reasoning cites rules."""
     scores = referral_scores(items, policies)
-    return {"referral": mean([score for score in scores if score is not None])}
+    return {"referral": mean_score([score for score in scores if score is not None])}
 
 
 def referral_scores(items: Sequence[Item], policies: Mapping[str, Policy]) -> list[float | None]:

@@ -51,6 +51,15 @@ def test_bootstrap_of_a_mean_is_that_of_theory():
     assert figure == metrics.mean(values)  # always the same resamples
 
 
+def test_scores_that_are_all_the_same_are_not_certain():
+    assert metrics.mean_score([0.0] * 10).interval == wilson_interval(0, 10)
+    assert metrics.mean_score([1.0] * 10).interval == wilson_interval(10, 10)
+    half = metrics.mean_score([0.5] * 10)
+    assert half.value == 0.5 and half.interval == wilson_interval(5, 10)
+    assert metrics.mean_score([0.5, 0.6]) == metrics.mean([0.5, 0.6])
+    assert metrics.mean_score([]) == NOTHING
+
+
 def test_median_of_times_ignores_the_tail():
     figure = metrics.median([1.0] * 50 + [1.1] * 40 + [900.0] * 5)
     assert (figure.value, figure.high, figure.n) == (1.0, 1.1, 95)
