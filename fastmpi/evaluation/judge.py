@@ -19,7 +19,7 @@ from typing import Any
 
 from fastmpi.endpoint import Endpoint, EndpointConfig, Messages
 from fastmpi.endpoint_cache import Reply
-from fastmpi.evaluation.metrics import Figure, Item, mean
+from fastmpi.evaluation.metrics import Figure, Item, mean_score
 from fastmpi.policies.citations import gold_citations
 from fastmpi.policies.conversation import policy_parts, text_part
 from fastmpi.policies.policy import Policy
@@ -117,7 +117,7 @@ def judge(
     conversations = [judge_messages(policies[i["policy_id"]], i["response"]) for i in asked]
     replies = Endpoint(config, cache=cache, say=say).complete(conversations)
     verdicts = [_verdict(item, reply) for item, reply in zip(asked, replies, strict=True)]
-    return Judged(mean([v["score"] for v in verdicts if v["score"] is not None]), verdicts)
+    return Judged(_mean([v["score"] for v in verdicts if v["score"] is not None]), verdicts)
 
 
 def judge_messages(policy: Policy, response: str) -> Messages:
@@ -140,6 +140,12 @@ def judge_score(verdict: str) -> float | None:
     found = _SCORE.findall(verdict)
     score = float(found[-1]) if found else None
     return score if score is not None and score <= 10 else None
+
+
+def _mean(scores: Sequence[float]) -> Figure:
+    """Of scores from 0 to 10."""
+    tenth = mean_score([score / 10 for score in scores])
+    return Figure(10 * tenth.value, 10 * tenth.low, 10 * tenth.high, tenth.n)
 
 
 def _verdict(item: Item, reply: Reply) -> dict[str, Any]:

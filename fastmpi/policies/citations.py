@@ -21,7 +21,7 @@ from fastmpi.policies.gta_reasoning import gta_citations
 from fastmpi.policies.gta_rules import Profile
 from fastmpi.policies.policy import Policy
 
-MAX_TEXT = 200_000  # characters of a response that are read
+MAX_TEXT = 100_000  # characters of a response that are read
 VALUES = frozenset(value for values in CLEVR_ATTRIBUTES.values() for value in values)
 # One alternative for each thing that matters; \b keeps every scan of a long word short.
 _TOKEN = re.compile(

@@ -77,10 +77,11 @@ def test_many_ids_that_do_not_exist_only_add() -> None:
 
 
 def test_the_interval_holds_the_value() -> None:
-    """Two of four responses take a wrong turn, in opposite directions or in the same one."""
+    """Also where errors cancel out, and nearly every resample has more of them."""
     right = item("a", "1.1.1", "C1 red yes C1.1 small yes")
     more, less = item("a", "1.2", right["response"]), item("a", "1.1.1", "C1 red no")
-    for items in ([right, more, less, right], [right, less, less, right]):
+    twice, never = item("b", "1.1", "C1 red C1 red"), item("b", "1.1", "")
+    for items in ([right, more, less, twice, never], [right, less, less, right]):
         error = branching(items * 10, POLICIES)["branching_error"]
         assert error.low <= error.value < error.high
 

@@ -90,9 +90,9 @@ def test_share_of_traced_paths(response: str, score: float) -> None:
 @pytest.mark.parametrize("piece", [";", "a ", "small red cube ; ", "\u202e", "\0;"])
 @pytest.mark.parametrize("row", [DESCRIBE, TRACE])
 def test_hostile_responses(piece: str, row: dict) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert 0 <= score_forgetting(row, piece * (10_000_000 // len(piece))) <= 1
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_figures_are_means_by_task() -> None:

@@ -55,7 +55,8 @@ def test_the_figure_is_the_mean_of_the_scores(tmp_path: Path) -> None:
     with serving(answer) as server:
         judged = judge(items, {"kavo": POLICY}, settings(server.url), cache=cache)
         again = judge(items, {"kavo": POLICY}, settings(server.url), cache=cache)
-    assert judged.figure.value == (6 * 8 + 2 * 3) / 8
+    assert judged.figure.value == pytest.approx((6 * 8 + 2 * 3) / 8)
+    assert 3 < judged.figure.low < judged.figure.value < judged.figure.high <= 8
     assert judged.figure.n == 8
     assert [verdict["id"] for verdict in judged.verdicts] == [f"row-{n}" for n in range(8)]
     assert judged.notes == {}
@@ -124,9 +125,9 @@ def test_score(verdict: str, score: float | None) -> None:
 
 @pytest.mark.parametrize("piece", ["## Score ## ", "##", "# ", "## Score ##\n1", "9"])
 def test_hostile_verdicts_are_read_in_under_a_second(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     judge_score(piece * (1_000_000 // len(piece)))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_the_response_stands_between_marks_that_it_cannot_know() -> None:

@@ -88,6 +88,7 @@ def test_compact(text: str, expected: list) -> None:
             [("1", TRUE), ("1.1", TRUE)],  # announced, then quoted: one citation
         ),
         ("Condition 1: color red? Yes, go to Condition 1.1.", [("1", TRUE), ("1.1", FALSE)]),
+        ("vitamin c1 red", []),
         ("The precondition 1 and C++ say nothing; nor does Case 3.", []),
         ("", []),
     ],
@@ -128,9 +129,9 @@ def test_gold_reasoning_about_tools_is_faithful(style: str) -> None:
 )
 def test_hostile_text_is_read_in_under_a_second(piece: str) -> None:
     text = piece * (10_000_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     found = citations(text, POLICY)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert all(len(citation.id) <= 200 for citation in found)
 
 
