@@ -18,6 +18,7 @@ from fastmpi.commands.data import clevr_policy, gta_policy
 from fastmpi.commands.env import env
 from fastmpi.commands.evaluate import evaluate
 from fastmpi.commands.recipe import compare, run
+from fastmpi.commands.report import report
 from fastmpi.commands.train import stage
 from fastmpi.settings import did_you_mean
 
@@ -30,6 +31,7 @@ _COMMANDS = (
     Command("run", "All stages of a recipe, each on the model before it.", run),
     Command("compare", "Several methods of a recipe, in one table and one report.", compare),
     Command("eval", "How well a model follows its policies, in several suites.", evaluate),
+    Command("report", "Any number of runs on one page: tables, curves, trees, answers.", report),
     Command("bench", "Time an op beside every peer that is installed.", bench),
     Command("env", "Versions, devices, and which backends work here.", env),
 )

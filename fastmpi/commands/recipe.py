@@ -38,20 +38,21 @@ def compare(command: Command, words: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from fastmpi.report import results_table
+    from fastmpi.report import text_table
     from fastmpi.stages import comparison
     from fastmpi.stages.workers import JobError
 
     console = Console(stderr=True)
     try:
-        rows, findings = comparison.compare(recipe, console, **_trust(own))
+        page = comparison.compare(recipe, console, **_trust(own))
     except JobError as error:
         path = Path(recipe.output_dir) / "error.txt"
         path.write_text(error.details or str(error), encoding="utf-8")
         print(f"error: {error}; the traceback is in {path}", file=sys.stderr)
         return 1
-    Console(width=None if sys.stdout.isatty() else 120).print(results_table(rows))
-    for finding in findings:
+    assert page.glance is not None
+    Console(width=None if sys.stdout.isatty() else 120).print(text_table(page.glance))
+    for finding in page.findings:
         print(f"- {finding}")
     print(f"{recipe.output_dir}/summary.json and {recipe.output_dir}/report.html are written")
     return 0

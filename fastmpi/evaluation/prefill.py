@@ -26,10 +26,6 @@ class PrefillTimes:
     with_policy: list[float] = field(default_factory=list)
     without: list[float] = field(default_factory=list)
 
-    @property
-    def medians(self) -> tuple[float, float]:
-        return statistics.median(self.with_policy), statistics.median(self.without)
-
 
 def prefill_ms(model: ForestModel, prompts: Sequence[Prompt]) -> float:
     """Median over `prompts` of one pass up to the first token's scores; NaN for no prompts."""

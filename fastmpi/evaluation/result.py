@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmpi.evaluation.folder import SUITES, EvaluationFolder
+from fastmpi.evaluation.folder import SUITES
 from fastmpi.evaluation.harness_tasks import HarnessSettings
 from fastmpi.evaluation.judge import JudgeSettings
 from fastmpi.evaluation.metrics import Figure, share, split
@@ -158,13 +156,6 @@ class EvalResult:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", share([item["correct"] for item in self.items]))
-
-    @classmethod
-    def read(cls, folder: str | Path, arm: str) -> EvalResult:
-        """The "task" or "in-context" arm of an evaluation's folder; its times are apart."""
-        items = EvaluationFolder(Path(folder)).items(arm)
-        tokens = statistics.mean(item["prompt_tokens"] for item in items)
-        return cls(arm == "in-context", items, tokens, math.nan)
 
     @property
     def accuracy(self) -> float:

@@ -1,30 +1,18 @@
-"""What a run leaves for people: one HTML page and terminal tables. Imports no torch."""
+"""What runs leave for people: one HTML page and terminal tables. Imports no torch."""
 
-from fastmpi.report.content import (
-    Chart,
-    Curve,
-    MethodRow,
-    PolicyPicture,
-    Report,
-    ResponseMark,
-    SceneSample,
-    StageCurves,
-    TreeNode,
-)
+from fastmpi.report.build import build_report, report
+from fastmpi.report.content import Report
 from fastmpi.report.page import render_page, write_page
-from fastmpi.report.terminal import results_table
+from fastmpi.report.runs import read_run, read_runs
+from fastmpi.report.terminal import text_table
 
 __all__ = [
-    "Chart",
-    "Curve",
-    "MethodRow",
-    "PolicyPicture",
     "Report",
-    "ResponseMark",
-    "SceneSample",
-    "StageCurves",
-    "TreeNode",
+    "build_report",
+    "read_run",
+    "read_runs",
     "render_page",
-    "results_table",
+    "report",
+    "text_table",
     "write_page",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fastmpi.report.content import Chart, Curve
 from fastmpi.report.markup import element, escape
@@ -29,25 +30,30 @@ def line_chart(chart: Chart) -> str:
 
 def _finite(curve: Curve) -> Curve:
     points = [(x, y) for x, y in curve.points if math.isfinite(x) and math.isfinite(y)]
-    return Curve(curve.name, points, curve.dashed)
+    return replace(curve, points=points)
 
 
 def _plot(chart: Chart, curves: Sequence[Curve]) -> str:
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
     x_ticks = nice_ticks(min(xs), max(xs), 5)
-    y_ticks = nice_ticks(min(ys), max(ys), 4)
+    y_ticks = nice_ticks(*_y_limits(chart, ys), 4)
     x_at = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     if max(ys) - min(ys) <= NOTHING:
         middle = statistics.mean(ys) if abs(ys[0]) > NOTHING else 0.0
-        curves = [Curve(c.name, [(x, middle) for x, _ in c.points], c.dashed) for c in curves]
+        curves = [replace(c, points=[(x, middle) for x, _ in c.points]) for c in curves]
     y_at = _scale(min(y_ticks), max(y_ticks), HEIGHT - BOTTOM, TOP)
     parts = [_description(chart, curves), *_y_axis(y_ticks, y_at)]
     parts += _x_axis([tick for tick in x_ticks if min(xs) <= tick <= max(xs)], x_at)
     parts += _axis_labels(chart)
     for index, curve in enumerate(curves):
-        parts.append(_lines(curve, index % NUM_COLOURS, x_at, y_at))
+        parts.append(_lines(curve, _look(curve, index), x_at, y_at))
     return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", class_="plot")
+
+
+def _y_limits(chart: Chart, ys: Sequence[float]) -> tuple[float, float]:
+    held = [*ys, *(chart.y_range or ())]
+    return min(held), max(held)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
@@ -101,18 +107,24 @@ def _axis_labels(chart: Chart) -> list[str]:
     return [x_label, y_label]
 
 
-def _lines(curve: Curve, colour: int, x_at: Scale, y_at: Scale) -> str:
-    dashed = " dashed" if curve.dashed else ""
+def _look(curve: Curve, index: int) -> str:
+    """Class of a curve: its colour, and dashes after the colours have been used once."""
+    number = index if curve.colour is None else curve.colour
+    dashed = " dashed" if number // NUM_COLOURS % 2 else ""
+    return f"series c{number % NUM_COLOURS}{dashed}"
+
+
+def _lines(curve: Curve, look: str, x_at: Scale, y_at: Scale) -> str:
     if len(curve.points) == 1:
         (x, y) = curve.points[0]
         dot = element("circle", cx=f"{x_at(x):.1f}", cy=f"{y_at(y):.1f}", r=3)
-        return element("g", dot, class_=f"series c{colour}")
+        return element("g", dot, class_=look)
     if len(curve.points) < SMOOTH_FROM:
-        lines = [_path(curve.points, x_at, y_at, "line" + dashed)]
+        lines = [_path(curve.points, x_at, y_at, "line")]
     else:
         smooth = moving_mean(curve.points, len(curve.points) // 12)
-        lines = [_path(curve.points, x_at, y_at, "raw"), _path(smooth, x_at, y_at, "line" + dashed)]
-    return element("g", *lines, class_=f"series c{colour}")
+        lines = [_path(curve.points, x_at, y_at, "raw"), _path(smooth, x_at, y_at, "line")]
+    return element("g", *lines, class_=look)
 
 
 def _path(points: Sequence[tuple[float, float]], x_at: Scale, y_at: Scale, class_: str) -> str:
@@ -145,10 +157,7 @@ def _description(chart: Chart, curves: Sequence[Curve]) -> str:
 def _legend(curves: Sequence[Curve]) -> str:
     keys = []
     for index, curve in enumerate(curves):
-        dashed = " dashed" if curve.dashed else ""
-        line = element("line", x1=1, x2=23, y1=5, y2=5, class_=f"line{dashed}")
-        swatch = element(
-            "svg", line, viewBox="0 0 24 10", class_=f"key series c{index % NUM_COLOURS}"
-        )
+        line = element("line", x1=1, x2=23, y1=5, y2=5, class_="line")
+        swatch = element("svg", line, viewBox="0 0 24 10", class_=f"key {_look(curve, index)}")
         keys.append(element("li", swatch, escape(curve.name)))
     return element("ul", *keys, class_="legend")

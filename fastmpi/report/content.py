@@ -2,52 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class MethodRow:
-    """One line of the comparison.
+class Cell:
+    """One cell of a table. `detail` stands small below `text`. `share`, from 0 to 1, colours it."""
 
-    Accuracies and their 95 % intervals are fractions from 0 to 1. ``prompt_tokens`` and
-    ``prefill_ms`` describe the prompt the method is used with: the in-context row carries the
-    policy, every other row does not. ``cpu_seconds`` is the training of all stages of the row.
+    text: str = ""
+    detail: str = ""
+    best: bool = False
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A value with its 95 % interval, in the units of the table's `Axis`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `span` is drawn as a dot on a line where the table has an axis."""
+
+    name: str
+    cells: Sequence[Cell]
+    note: str = ""
+    span: Span | None = None
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The line that a table draws its spans on, from `low` to `high`; `mark` is a dotted line."""
+
+    low: float
+    high: float
+    caption: str
+    mark: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns` are (heading, unit). A `folded` table is closed until the reader opens it.
+
+    `heat` gives cells the colour of their share; `words` has cells of text, set to the left.
     """
 
-    method: str
-    accuracy: float
-    accuracy_with_policy: float
-    n: int
-    prompt_tokens: float
-    prefill_ms: float
-    cpu_seconds: float
-    interval: tuple[float, float] | None = None
-    interval_with_policy: tuple[float, float] | None = None
-    stages: Sequence[str] = ()
-    note: str = ""
+    corner: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+    title: str = ""
+    axis: Axis | None = None
+    notes: Sequence[str] = ()
+    folded: bool = False
+    heat: bool = False
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number worth a large font, and what it is."""
+
+    value: str
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A suite: what it measures, and its tables."""
+
+    title: str
+    about: str
+    tables: Sequence[Table]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: ``points`` are (step, value), in order of the steps."""
+    """One line of a chart: ``points`` are (step, value), in order of the steps.
+
+    `colour` is its number, by which it has one colour in all charts; None: its place in the chart.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
-    dashed: bool = False
+    colour: int | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
+    """`y_range`: values that the axis must hold, so that charts side by side can be compared."""
+
     title: str
     y_label: str
     curves: Sequence[Curve]
     x_label: str = "step"
+    y_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class StageCurves:
-    """The charts of one trained stage, under one heading."""
+class ChartGroup:
+    """Charts under one heading."""
 
     title: str
     charts: Sequence[Chart]
@@ -56,55 +116,94 @@ class StageCurves:
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A node of a decision tree: two children, or none for an outcome."""
+    """A node of a decision tree: two children, or none for an outcome.
+
+    `share` of the `n` items whose gold outcome lies at or below the node were answered right.
+    """
 
     label: str
     detail: str = ""
     yes: TreeNode | None = None
     no: TreeNode | None = None
     reachable: bool = True
+    share: float | None = None
+    n: int = 0
 
 
 @dataclass(frozen=True)
-class PolicyPicture:
-    """One policy: its name, its tree, and the text the model is given."""
+class PolicyText:
+    """What the model is given of one policy: text and pictures in turn."""
 
     name: str
-    tree: TreeNode | None
-    text: str
+    parts: Sequence[str | bytes]
 
 
 @dataclass(frozen=True)
-class ResponseMark:
-    method: str
+class TreePanel:
+    """The policies' trees, by name, with the accuracies of one run."""
+
+    run: str
+    trees: Sequence[tuple[str, TreeNode]]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What was to be learnt, and how well each piece of it was: only one panel shows at a time,
+    the `chosen` one first."""
+
+    panels: Sequence[TreePanel] = ()
+    tables: Sequence[Table] = ()
+    texts: Sequence[PolicyText] = ()
+    notes: Sequence[str] = ()
+    chosen: int = 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one run said. `verdict` is right, partly or wrong."""
+
+    run: str
     response: str
-    parsed: str | None
-    correct: bool
+    verdict: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
-class SceneSample:
-    """A test row and what each method said to it; ``image`` is the bytes of a PNG or JPEG file."""
+class SceneCard:
+    """A test row and what each run answered; the first mark is the one it was chosen for.
 
-    image: bytes | None
+    `images` are the bytes of PNG or JPEG files, None where a file is not there any more.
+    """
+
+    images: Sequence[bytes | None]
     prompt: str
     answer: str
-    responses: Sequence[ResponseMark]
+    marks: Sequence[Mark]
     policy_id: str = ""
 
 
 @dataclass(frozen=True)
-class Report:
-    """A whole page. ``fixed_answer`` is the accuracy of always giving the most frequent answer of
-    each policy, which needs no look at the picture."""
+class Gallery:
+    """Cards under one heading."""
 
     title: str
-    rows: Sequence[MethodRow]
-    summary: str = ""
+    note: str
+    cards: Sequence[SceneCard]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole page."""
+
+    title: str
+    lead: str = ""
+    tiles: Sequence[Tile] = ()
     findings: Sequence[str] = ()
-    stages: Sequence[StageCurves] = ()
-    policies: Sequence[PolicyPicture] = ()
-    samples: Sequence[SceneSample] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    fixed_answer: float | None = None
+    glance: Table | None = None
+    suites: Sequence[Part] = ()
+    differences: Sequence[Table] = ()
+    baseline: str = ""
+    curves: Sequence[ChartGroup] = ()
+    policies: Policies | None = None
+    galleries: Sequence[Gallery] = ()
+    facts: Sequence[Table] = field(default=())

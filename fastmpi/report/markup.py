@@ -32,3 +32,8 @@ def element(tag: str, *children: str, **attributes: object) -> str:
     names = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
     written = "".join(f' {name}="{escape(value)}"' for name, value in names if value is not None)
     return f"<{tag}{written}>{''.join(children)}</{tag}>"
+
+
+def folded(summary: str, *content: str, class_: str = "folded") -> str:
+    """Markup that is closed until the reader opens it: `<details>`, which needs no script."""
+    return element("details", element("summary", summary), *content, class_=class_)

@@ -6,16 +6,16 @@ even a response that slipped through the escaping could load and run nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from fastmpi.report.cards import gallery
 from fastmpi.report.chart import line_chart
-from fastmpi.report.content import PolicyPicture, Report, StageCurves
+from fastmpi.report.content import ChartGroup, Part, Report
 from fastmpi.report.markup import element, escape
-from fastmpi.report.scenes import scene_cards
-from fastmpi.report.table import comparison_table
-from fastmpi.report.tree import depth, tree_diagram
+from fastmpi.report.policies import policies_block
+from fastmpi.report.tables import table_block
 
 SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -32,19 +32,40 @@ def write_page(report: Report, path: str | Path) -> Path:
 
 def render_page(report: Report) -> str:
     """The page as a string."""
-    table = comparison_table(report.rows, report.fixed_answer)
-    sections = [
-        _section("Comparison", table, _findings(report)),
-        _section("Training curves", _grid(map(_stage, report.stages))) if report.stages else "",
-        _section("The policies", _grid(map(_policy, report.policies))) if report.policies else "",
-        _section("Scenes of the test set", scene_cards(report.samples)) if report.samples else "",
-        _section("This run", _facts(report)),
-    ]
+    sections = [section for section in _sections(report) if section.content]
     title = escape(report.title)
-    intro = element("p", escape(report.summary), class_="lead") if report.summary else ""
-    header = element("header", element("h1", title), intro, class_="page")
-    body = element("body", element("main", header, *sections))
+    links = [element("a", s.name.capitalize(), href=f"#{s.name}") for s in sections]
+    contents = element("nav", *links, aria_label="Contents")
+    lead = element("p", escape(report.lead), class_="lead") if report.lead else ""
+    header = element("header", element("h1", title), lead, contents, class_="page")
+    found = [_tiles(report), _findings(report)]
+    body = element("body", element("main", header, *found, *map(_section, sections)))
     return f'<!DOCTYPE html>\n<html lang="en">{_head(title)}{body}</html>\n'
+
+
+@dataclass(frozen=True)
+class _Section:
+    name: str
+    heading: str
+    content: str
+
+
+def _sections(report: Report) -> list[_Section]:
+    """All that a page can have; what has no content is left out."""
+    against = f"Differences to {report.baseline}"
+    paired = "Paired by question, so that what makes one hard for both cancels out."
+    about = element("p", paired, class_="about")
+    differences = "".join(map(table_block, report.differences))
+    policies = policies_block(report.policies) if report.policies else ""
+    return [
+        _Section("glance", "At a glance", table_block(report.glance) if report.glance else ""),
+        _Section("differences", against, about + differences if differences else ""),
+        _Section("suites", "Suite by suite", "".join(map(_part, report.suites))),
+        _Section("curves", "Learning curves", "".join(map(_charts, report.curves))),
+        _Section("policies", "The policies, node by node", policies),
+        _Section("answers", "Questions and answers", "".join(map(gallery, report.galleries))),
+        _Section("facts", "How it was made and measured", "".join(map(table_block, report.facts))),
+    ]
 
 
 def _head(title: str) -> str:
@@ -58,12 +79,20 @@ def _head(title: str) -> str:
     )
 
 
-def _section(heading: str, *content: str) -> str:
-    return element("section", element("h2", escape(heading)), *content)
+def _section(section: _Section) -> str:
+    heading = element("h2", escape(section.heading))
+    return element("section", heading, section.content, id=section.name)
 
 
-def _grid(parts: Iterable[str]) -> str:
-    return element("div", *parts, class_="grid")
+def _tiles(report: Report) -> str:
+    tiles = [
+        element(
+            "li", element("strong", escape(tile.value)), element("span", escape(tile.label)),
+            element("small", escape(tile.detail)),
+        )
+        for tile in report.tiles
+    ]  # fmt: skip
+    return element("ul", *tiles, class_="tiles") if tiles else ""
 
 
 def _findings(report: Report) -> str:
@@ -71,33 +100,14 @@ def _findings(report: Report) -> str:
     return element("ul", *items, class_="findings") if items else ""
 
 
-def _stage(stage: StageCurves) -> str:
-    note = element("p", escape(stage.note), class_="note") if stage.note else ""
-    charts = element("div", *map(line_chart, stage.charts), class_="charts")
-    wide = " wide" if len(stage.charts) > 1 else ""
-    return element("div", element("h3", escape(stage.title)), note, charts, class_="stage" + wide)
+def _part(part: Part) -> str:
+    about = element("p", escape(part.about), class_="about") if part.about else ""
+    tables = map(table_block, part.tables)
+    return element("div", element("h3", escape(part.title)), about, *tables, class_="suite")
 
 
-def _policy(policy: PolicyPicture) -> str:
-    drawing = tree_diagram(policy.tree, policy.name) if policy.tree is not None else ""
-    text = element("details", element("summary", "The text the model is given"),
-                   element("pre", escape(policy.text)))  # fmt: skip
-    name = element("h3", escape(policy.name))
-    wide = " wide" if policy.tree is not None and depth(policy.tree) > 3 else ""
-    drawn = element("div", drawing, class_="scroll")
-    return element("div", name, drawn, text, class_="policy" + wide)
-
-
-def _facts(report: Report) -> str:
-    facts = _pairs("What ran", list(report.facts.items()))
-    seconds = _pairs("Seconds", [(name, f"{value:.1f}") for name, value in report.seconds.items()])
-    return element("div", facts, seconds, class_="facts")
-
-
-def _pairs(heading: str, pairs: Sequence[tuple[str, str]]) -> str:
-    if not pairs:
-        return ""
-    rows = [element("tr", element("th", escape(k), scope="row"), element("td", escape(v)))
-            for k, v in pairs]  # fmt: skip
-    caption = element("caption", escape(heading))
-    return element("table", caption, element("tbody", *rows), class_="pairs")
+def _charts(group: ChartGroup) -> str:
+    note = element("p", escape(group.note), class_="note") if group.note else ""
+    size = " small" if len(group.charts) > 2 else ""
+    charts = element("div", *map(line_chart, group.charts), class_=f"charts{size}")
+    return element("div", element("h3", escape(group.title)), charts, note, class_="block")

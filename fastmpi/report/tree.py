@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from fastmpi.report.content import TreeNode
 from fastmpi.report.markup import element, escape
+from fastmpi.report.tables import shade
 
-ROW, COLUMN, BOX_W, BOX_H, MARGIN = 34, 176, 124, 26, 6
+ROW, COLUMN, BOX_W, BOX_H, MARGIN = 48, 176, 128, 40, 6
 Placed = dict[int, tuple[float, float]]  # id of a node -> left edge and centre line of its box
 
 
@@ -31,11 +32,12 @@ def depth(node: TreeNode) -> int:
 
 def describe(node: TreeNode) -> str:
     """The tree as words, for readers who do not see the drawing."""
+    share = "" if node.share is None else f", {100 * node.share:.0f} % of {node.n}"
     if not _children(node):
-        return node.label
+        return node.label + share
     branches = ((word, getattr(node, word)) for word in ("yes", "no"))
     written = ", ".join(f"{word}: {describe(child)}" for word, child in branches if child)
-    return f"{node.label} ({written})"
+    return f"{node.label}{share} ({written})"
 
 
 def _children(node: TreeNode) -> list[TreeNode]:
@@ -77,12 +79,26 @@ def _boxes(node: TreeNode, places: Placed) -> list[str]:
     x, y = places[id(node)]
     kind = "condition" if _children(node) else "outcome"
     state = "" if node.reachable else " unreachable"
+    colour = "" if node.share is None else f" {shade(node.share)}"
     box = element(
         "rect", x=x, y=f"{y - BOX_H / 2:.1f}", width=BOX_W, height=BOX_H, rx=6,
         class_=f"box {kind}{state}",
     )  # fmt: skip
+    parts = [box, _label(node, x + BOX_W / 2, y - (8 if node.share is not None else 0))]
+    if node.share is not None:
+        parts.append(_accuracy(node, x + BOX_W / 2, y + 9))
+    own = element("g", *parts, class_=f"node{colour}")
+    return [own] + [part for child in _children(node) for part in _boxes(child, places)]
+
+
+def _label(node: TreeNode, x: float, y: float) -> str:
     text = escape(node.label)
     if node.detail:
         text = element("tspan", escape(node.detail) + " ", class_="detail") + text
-    label = element("text", text, x=x + BOX_W / 2, y=f"{y:.1f}", dy="0.35em", class_="middle")
-    return [box, label] + [part for child in _children(node) for part in _boxes(child, places)]
+    return element("text", text, x=x, y=f"{y:.1f}", dy="0.35em", class_="middle")
+
+
+def _accuracy(node: TreeNode, x: float, y: float) -> str:
+    share = element("tspan", f"{100 * (node.share or 0):.0f} %", class_="share")
+    count = element("tspan", f" of {node.n}", class_="detail")
+    return element("text", share, count, x=x, y=f"{y:.1f}", dy="0.35em", class_="middle")

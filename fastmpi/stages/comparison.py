@@ -2,7 +2,7 @@
 
 output_dir/config.yaml     the resolved recipe       stages/<chain>/   models, metrics, records
            summary.json    the numbers of the table  eval/<chain>/     every answer
-           report.html     the table, the curves, the policies, sample scenes
+           report.html     what `fastmpi report output_dir` makes of these files
 """
 
 from __future__ import annotations
@@ -11,26 +11,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from fastmpi.environment import versions
 from fastmpi.recipe import Recipe
-from fastmpi.report import MethodRow, Report, write_page
+from fastmpi.report import Report, build_report, read_run, write_page
 from fastmpi.report.display import JobDisplay, RunningJob
+from fastmpi.report.runs import Run
+from fastmpi.report.summary import run_summary
 from fastmpi.stages.chain import prepare_data, save_recipe
-from fastmpi.stages.comparison_page import (
-    findings,
-    fixed_answer,
-    method_rows,
-    policy_pictures,
-    scene_samples,
-    stage_curves,
-    stage_seconds,
-)
 from fastmpi.stages.ladder import Ladder
-from fastmpi.stages.methods import Comparison, comparison_of, prefixes
+from fastmpi.stages.methods import comparison_of, prefixes
 from fastmpi.tracking import read_metrics
 
 SHOWN = ("loss", "reward", "perf/tokens_per_s")
@@ -43,9 +35,9 @@ def compare(
     overwrite: bool = False,
     trust_recipe_code: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[list[MethodRow], list[str]]:
+) -> Report:
     """Trains and evaluates all methods of `recipe.compare`; finished stages are not run again.
-    Returns the table and what follows from it in words."""
+    Returns what stands on the page."""
     comparison = comparison_of(recipe)  # every setting is checked before anything is written
     began = time.perf_counter()
     data = prepare_data(recipe, overwrite=overwrite)
@@ -59,28 +51,13 @@ def compare(
         trust_remote_code=trust_remote_code,
     )
     with JobDisplay(console, len(ladder.jobs)) as display:
-        outcome = ladder.run(lambda at, running: display.update(_running(at, running), at.results))
-    seconds |= stage_seconds(outcome)
+        ladder.run(lambda at, running: display.update(_running(at, running), at.results))
     seconds["total"] = time.perf_counter() - began
-    rows = method_rows(comparison, outcome)
-    said = findings(comparison, outcome, rows)
-    _write_summary(output / "summary.json", recipe, rows, seconds)
-    write_page(
-        Report(
-            title=comparison.title,
-            summary=_intro(recipe, rows),
-            rows=rows,
-            findings=said,
-            fixed_answer=fixed_answer(outcome),
-            stages=stage_curves(comparison, outcome),
-            policies=policy_pictures(data),
-            samples=scene_samples(comparison, outcome, data, comparison.num_scenes),
-            facts=_facts(recipe, comparison, rows),
-            seconds=seconds,
-        ),
-        output / "report.html",
-    )
-    return rows, said
+    run = read_run(output)
+    _write_summary(output / "summary.json", recipe, run, seconds)
+    content = build_report([run], num_scenes=comparison.num_scenes)
+    write_page(content, output / "report.html")
+    return content
 
 
 def _running(ladder: Ladder, names: Sequence[str]) -> list[RunningJob]:
@@ -99,39 +76,12 @@ def _running(ladder: Ladder, names: Sequence[str]) -> list[RunningJob]:
     return jobs
 
 
-def _write_summary(
-    path: Path, recipe: Recipe, rows: Sequence[MethodRow], seconds: Mapping[str, float]
-) -> None:
-    """Accuracies from 0 to 1, rows in the recipe's order."""
-    kept = ("method", "accuracy", "accuracy_with_policy", "n", "prompt_tokens", "prefill_ms",
-            "cpu_seconds")  # fmt: skip
-    summary: dict[str, Any] = {
-        "rows": [{name: getattr(row, name) for name in kept} for row in rows],
-        "methods": [row.method for row in rows],
+def _write_summary(path: Path, recipe: Recipe, run: Run, seconds: Mapping[str, float]) -> None:
+    found = run_summary(run)
+    summary = {
+        **found,
         "seed": recipe.seed,
         "versions": versions(),
-        "seconds": dict(seconds),
+        "seconds": {**found["seconds"], **seconds},
     }
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-
-def _intro(recipe: Recipe, rows: Sequence[MethodRow]) -> str:
-    model = "the embedded tiny Qwen2.5-VL" if recipe.model == "tiny" else recipe.model
-    return (
-        f"{len(rows)} ways to make {model} follow its policies, each asked the same {rows[0].n} "
-        "questions about pictures that no training saw, without and with the policy in the prompt."
-    )
-
-
-def _facts(recipe: Recipe, comparison: Comparison, rows: Sequence[MethodRow]) -> dict[str, str]:
-    facts = {
-        "Model": recipe.model,
-        "Seed": str(recipe.seed),
-        "Test questions": str(rows[0].n),
-        "Worker processes, one thread each": str(comparison.workers),
-        "A fixed answer": "always the most frequent answer of the question's policy",
-        "Prompt tokens and prefill": "with the policy in untrained rows, without it in the others",
-        "CPU-seconds": "optimiser steps and rollouts of all stages of the row",
-        "Intervals": "95 %, Wilson",
-    }
-    return facts | versions()

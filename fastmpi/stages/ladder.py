@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmpi.data.rows import read_rows
 from fastmpi.policies.policy import PolicySet
@@ -28,12 +28,9 @@ from fastmpi.stages.methods import (
     prefixes,
     unchanged,
 )
-from fastmpi.stages.record import DataFiles, StageRecord, StageStart, resolve_model
+from fastmpi.stages.record import DataFiles, StageStart, resolve_model
 from fastmpi.stages.workers import Workers
 from fastmpi.tracking import read_metrics
-
-if TYPE_CHECKING:
-    from fastmpi.evaluation.result import EvalResult
 
 TIMING = "prefill times"
 TABLE_SUITES = ("task", "in-context", "efficiency")
@@ -45,15 +42,6 @@ class Job:
 
     needs: frozenset[str]
     make: Callable[[], tuple[Callable[..., Any], Mapping[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a comparison produced. `evaluations`: chain -> (with the policy, without)."""
-
-    records: Mapping[Chain, StageRecord]
-    evaluations: Mapping[Chain, tuple[EvalResult, EvalResult]]
-    prefill_ms: Mapping[Chain, tuple[float, float]]
 
 
 class Ladder:
@@ -79,8 +67,9 @@ class Ladder:
         self.results: dict[str, Any] = {}
         self.jobs = self._jobs()
 
-    def run(self, show: Callable[[Ladder, Sequence[str]], None]) -> Outcome:
-        """Runs all jobs; `show(ladder, running)` is called several times a second."""
+    def run(self, show: Callable[[Ladder, Sequence[str]], None]) -> None:
+        """Runs all jobs, which leave their results in folders; `show(ladder, running)` is called
+        several times a second."""
         waiting = sorted(self.jobs, key=self._urgency, reverse=True)
         with Workers(min(self.comparison.workers, len(self.jobs))) as workers:
             while waiting or workers.running:
@@ -88,7 +77,6 @@ class Ladder:
                 show(self, workers.running)
                 self.results.update(workers.collect(timeout_s=0.25))
         show(self, [])
-        return self._outcome()
 
     def folder(self, chain: Chain) -> Path:
         return self.output / "stages" / label(chain)
@@ -171,12 +159,6 @@ class Ladder:
             "trust_remote_code": self.options["trust_remote_code"],
         }
 
-    def _outcome(self) -> Outcome:
-        chains = self.comparison.chains().values()
-        records = {chain: self.results[_train(chain)] for chain in prefixes(chains)}
-        evaluations = {chain: self.results[_evaluate(chain)] for chain in chains}
-        return Outcome(records, evaluations, self.results[TIMING])
-
 
 def evaluate_model(
     recipe: Recipe,
@@ -186,11 +168,8 @@ def evaluate_model(
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[EvalResult, EvalResult]:
-    """The recipe's suites for one model, but for the times, which are left to `time_prefills`.
-    Returns the answers with the policy and without it."""
-    from fastmpi.evaluation.result import EvalResult
-
+) -> None:
+    """The recipe's suites for one model, but for the times, which are left to `time_prefills`."""
     evaluate_recipe(
         recipe,
         model,
@@ -202,8 +181,6 @@ def evaluate_model(
         suites=compared_suites(recipe),
         num_timed_prompts=0,
     )
-    with_policy, without = (EvalResult.read(folder, arm) for arm in ("in-context", "task"))
-    return with_policy, without
 
 
 def compared_suites(recipe: Recipe) -> list[str]:
@@ -218,9 +195,9 @@ def time_prefills(
     data: DataFiles,
     *,
     trust_remote_code: bool = False,
-) -> dict[Chain, tuple[float, float]]:
-    """Median milliseconds to read a prompt with the policy and without it, for each model; added
-    to the summaries in `folders`.
+) -> None:
+    """Adds the milliseconds to read a prompt, with the policy and without it, to the summaries in
+    `folders`.
 
     Runs when nothing else does, and takes the models in turn for each prompt, so that whatever
     disturbs the machine disturbs them alike.
@@ -240,7 +217,6 @@ def time_prefills(
     times = interleaved_prefill_ms(loaded, rows, PolicySet.from_jsonl(data.policies))
     for chain, folder in folders.items():
         add_prefill(EvaluationFolder(folder), times[chain])
-    return {chain: of_model.medians for chain, of_model in times.items()}
 
 
 def _train(chain: Chain) -> str:

@@ -1,84 +1,73 @@
-"""The report page: structure, escaping, and how it renders where Chromium is present."""
+"""The page: structure, escaping, and that it needs nothing from outside."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from fastmpi.report import (
+from fastmpi.report import Report, render_page, text_table, write_page
+from fastmpi.report.content import (
+    Axis,
+    Cell,
     Chart,
+    ChartGroup,
     Curve,
-    MethodRow,
-    PolicyPicture,
-    Report,
-    ResponseMark,
-    SceneSample,
-    StageCurves,
+    Gallery,
+    Mark,
+    Part,
+    Policies,
+    PolicyText,
+    Row,
+    SceneCard,
+    Span,
+    Table,
+    Tile,
     TreeNode,
-    render_page,
-    results_table,
-    write_page,
+    TreePanel,
 )
-from fastmpi.report.chart import line_chart, moving_mean, nice_ticks
-from fastmpi.report.markup import escape
-from fastmpi.report.tree import describe, tree_diagram
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\u2067 &amp; \x00"
+sys.path.insert(0, str(Path(__file__).parent))
+from report_folders import HOSTILE  # noqa: E402
 
 
-def picture(colour: str = "red") -> bytes:
+def picture() -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
     return file.getvalue()
 
 
-def tree() -> TreeNode:
-    right = TreeNode("small?", "1.2", TreeNode("Case 1"), TreeNode("Case 8", reachable=False))
-    return TreeNode(
-        "red?", "1", TreeNode("cube?", "1.1", TreeNode("Case 3"), TreeNode("Case 5")), right
+def table(text: str, **options: bool) -> Table:
+    best = Row(text, [Cell(text, text, best=True, share=0.9)], text, Span(0.9, 0.8, 1.0), True)
+    plain = Row("b", [Cell("0.5")], span=Span(0.5, -0.4, 0.6))
+    return Table(
+        text, [(text, text)], [best, plain], text, Axis(0, 1, text, 0.25), [text], **options
     )
-
-
-def rows() -> list[MethodRow]:
-    base = MethodRow("In-context (base)", 0.12, 0.991, 500, 118.0, 21.3, 0.0)
-    plain = MethodRow("CoT SFT", 0.24, 0.61, 500, 12.0, 7.1, 5.2, (0.2, 0.28), (0.57, 0.65))
-    best = MethodRow("TriMPI", 0.954, 0.97, 500, 12.0, 7.0, 56.0, (0.93, 0.97), (0.95, 0.98))
-    return [base, plain, best]
-
-
-def curve(name: str, start: float, end: float, dashed: bool = False) -> Curve:
-    points = [
-        (s, end + (start - end) * math.exp(-s / 15) + 0.05 * math.sin(7.0 * s)) for s in range(60)
-    ]
-    return Curve(name, points, dashed)
 
 
 def report(text: str = "question kavo") -> Report:
-    loss = Chart("Loss", "nats per token", [curve("", 2.0, 0.1)])
-    reward = Chart(
-        "Reward",
-        "reward",
-        [curve("policy-free", 0.1, 0.9), curve("policy-aware", 0.95, 0.98, True)],
-    )
-    marks = [
-        ResponseMark("CoT SFT", text, None, False),
-        ResponseMark("TriMPI", text, "Case 3", True),
-    ]
+    """One of everything, with `text` wherever text can stand."""
+    tree = TreeNode(text, text, TreeNode(text, share=1.0, n=3), TreeNode(text, share=0.0, n=1))
+    marks = [Mark(text, text, verdict, text) for verdict in ("right", "partly", "wrong", "right")]
+    long = SceneCard([picture(), None], text * 40, text, marks, text)
     return Report(
-        title=text, summary=text, rows=rows(), findings=[text], fixed_answer=0.125,
-        stages=[StageCurves("rl", [loss, reward], text)],
-        policies=[PolicyPicture(text, tree(), text)],
-        samples=[SceneSample(picture(), text, text, marks), SceneSample(None, text, text, marks)],
-        facts={"seed": "0", text: text}, seconds={"rl": 25.0},
+        title=text, lead=text, tiles=[Tile(text, text, text)], findings=[text],
+        glance=table(text), suites=[Part(text, text, [table(text, folded=True, heat=True)])],
+        differences=[table(text)], baseline=text,
+        curves=[ChartGroup(text, [Chart(text, text, [Curve(text, [(0, 1.0), (1, 2.0)])])], text)],
+        policies=Policies(
+            [TreePanel(text, [(text, tree)]), TreePanel("b", [(text, tree)])], [table(text)],
+            [PolicyText(text, [text, picture()])], [text], 1,
+        ),
+        galleries=[Gallery(text, text, [long, SceneCard([], text, text, marks[:2])])],
+        facts=[table(text, words=True)],
     )  # fmt: skip
 
 
@@ -95,7 +84,7 @@ class Structure(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -108,30 +97,41 @@ class Structure(HTMLParser):
 def test_page_holds_every_part():
     page = Structure(render_page(report()))
     assert page.open == []
-    names = [tag for tag, _ in page.tags]
-    assert names.count("tr") == 1 + 3 + 3  # head, methods, facts and seconds
-    for part in (
-        "Comparison",
-        "Training curves",
-        "The policies",
-        "Scenes of the test set",
-        "policy-aware",
-    ):
-        assert part in page.words
-    assert "95.4 %" in page.words and "93 to 97" in page.words
+    for heading in ("At a glance", "Differences to question kavo", "Suite by suite",
+                    "Learning curves", "The policies, node by node", "Questions and answers",
+                    "How it was made and measured"):  # fmt: skip
+        assert heading in page.words
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert images == ["data:image/png;base64," + base64.b64encode(picture()).decode()]
+    assert images == ["data:image/png;base64," + base64.b64encode(picture()).decode()] * 2
+    assert "picture not found" in page.words
+    links = {a["href"][1:] for tag, a in page.tags if tag == "a"}
+    assert links == {a["id"] for tag, a in page.tags if tag == "section"}
 
 
-def test_best_accuracies_are_bold():
-    page = render_page(report())
-    assert "<b>95.4 %</b>" in page and "<b>99.1 %</b>" in page
-    assert page.count("<b>") == 2
+def test_parts_without_content_are_left_out():
+    page = Structure(render_page(Report("only a title")))
+    assert not [tag for tag, _ in page.tags if tag in ("section", "ul", "table", "a")]
+
+
+def test_the_chosen_panel_is_checked_and_alone():
+    page = Structure(render_page(report()))
+    buttons = [a for tag, a in page.tags if tag == "input"]
+    assert ["checked" in button for button in buttons] == [False, True]
+    labels = [a["for"] for tag, a in page.tags if tag == "label"]
+    assert labels == [button["id"] for button in buttons] == ["panel0", "panel1"]
+
+
+def test_best_is_bold_and_drawn_with_its_interval():
+    page = render_page(Report("t", glance=table("x")))
+    assert page.count("<b>x</b>") == 1 and "<span>0.5</span>" in page
+    assert 'class="span" style="left:80.00%;width:20.00%"' in page
+    assert 'class="span" style="left:0.00%;width:60.00%"' in page  # cut off at the axis
+    assert 'class="chance" style="left:25.00%"' in page
 
 
 def test_page_loads_nothing_from_outside():
     page = Structure(render_page(report()))
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base"}
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -144,22 +144,17 @@ def test_page_loads_nothing_from_outside():
 
 def test_text_of_a_model_is_escaped_everywhere():
     page = render_page(report(HOSTILE))
-    plain = Structure(render_page(report()))
+    plain = Structure(render_page(report("x" * len(HOSTILE))))
     hostile = Structure(page)
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert "<script" not in page and "</script" not in page
     assert "\u202e" not in page and "[U+202E]" in page and "[U+0000]" in page
 
 
-def test_escape_keeps_readable_text():
-    assert escape("a < b\n\tCase 3 \u05d0") == "a &lt; b\n\tCase 3 \u05d0"
-    assert escape('"\u2066\ud800') == "&quot;[U+2066][U+D800]"
-
-
 def test_image_of_another_kind_is_refused():
-    sample = SceneSample(b"<svg onload=alert(1)>", "q", "a", [])
+    card = SceneCard([b"<svg onload=alert(1)>"], "q", "a", [])
     with pytest.raises(ValueError, match="neither a PNG nor a JPEG"):
-        render_page(Report("t", rows(), samples=[sample]))
+        render_page(Report("t", galleries=[Gallery("g", "", [card])]))
 
 
 def test_write_page_leaves_one_file(tmp_path):
@@ -168,64 +163,15 @@ def test_write_page_leaves_one_file(tmp_path):
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [(0, 1, [0, 0.5, 1.0]), (0.13, 0.87, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (5, 5, None)],
-)
-def test_nice_ticks_enclose_the_values(low, high, expected):
-    ticks = nice_ticks(low, high, 4 if expected is None or len(expected) > 3 else 2)
-    assert ticks[0] <= low and ticks[-1] >= high
-    assert expected is None or ticks == expected
-
-
-def test_chart_skips_what_is_not_a_number():
-    chart = Chart("Loss", "nats", [Curve("", [(0, 1.0), (1, math.nan), (2, 3.0)]), Curve("b", [])])
-    drawing = line_chart(chart)
-    assert "nan" not in drawing and drawing.count("<polyline") == 1 and "legend" not in drawing
-    assert line_chart(Chart("Loss", "nats", [Curve("a", [])])) == ""
-
-
-def test_moving_mean_takes_the_neighbours_there_are():
-    points = [(0, 0.0), (1, 3.0), (2, 6.0), (3, 0.0)]
-    assert moving_mean(points, 1) == [(0, 0.0), (1, 3.0), (2, 3.0), (3, 3.0)]
-
-
-def test_rounding_is_drawn_as_a_level_line():
-    drawing = line_chart(Chart("Loss", "loss", [Curve("a", [(0, 1e-9), (1, -3e-8)])]))
-    assert drawing.count(">0<") == 2 and "e-0" not in drawing
-
-
-def test_tree_draws_every_node_and_branch():
-    drawing = tree_diagram(tree(), "kavo")
-    assert drawing.count("<rect") == 7 and drawing.count("<path") == 6
-    assert drawing.count('class="box outcome unreachable"') == 1
-    assert describe(tree()) == (
-        "red? (yes: cube? (yes: Case 3, no: Case 5), no: small? (yes: Case 1, no: Case 8))"
-    )
-
-
-def test_terminal_table_shows_each_method():
+def test_terminal_table_shows_the_same_numbers():
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(results_table(rows()))
+    console.print(
+        text_table(Table("Run", [("Accuracy", "%")], [Row("[b]a", [Cell("1", "2 to 3")])]))
+    )
     shown = console.file.getvalue()
-    assert "TriMPI" in shown and "0.954 \u00b10.020" in shown and "118" in shown
+    assert "[b]a" in shown and " 1 " in shown and "Accuracy" in shown
 
 
 def test_report_imports_no_torch():
     code = "import sys, fastmpi.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_page_renders_in_chromium(tmp_path):
-    page = write_page(report(HOSTILE), tmp_path / "report.html")
-    picture_file = tmp_path / "page.png"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
-    command += ["--window-size=1200,2400", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--screenshot={picture_file}", page.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    shown = Image.open(picture_file).convert("RGB")
-    assert shown.size == (1200, 2400)
-    assert (
-        len(shown.getcolors(maxcolors=1 << 20)) > 50
-    )  # text, curves and pictures, not a blank page
