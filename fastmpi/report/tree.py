@@ -9,7 +9,7 @@ from fastmpi.report.content import TreeNode
 from fastmpi.report.markup import element, escape
 from fastmpi.report.tables import shade
 
-ROW, COLUMN, BOX_W, BOX_H, MARGIN = 48, 176, 128, 40, 6
+ROW, COLUMN, BOX_W, BOX_H, MARGIN = 48, 164, 128, 40, 6
 Placed = dict[int, tuple[float, float]]  # id of a node -> left edge and centre line of its box
 
 
