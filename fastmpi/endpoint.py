@@ -175,7 +175,7 @@ class Endpoint:
         prompt = sum(_prompt_tokens(request["messages"]) for request in requests)
         completion = len(requests) * self.config.max_tokens
         where = f" at {self.config.base_url}" if self.config.base_url else ""
-        known = f" ({asked - len(requests)} answered before)" if asked > len(requests) else ""
+        known = f" ({asked - len(requests)} known or repeated)" if asked > len(requests) else ""
         return (
             f"{asked} requests to {self.config.model}{where}{known}: about {prompt:,} prompt and "
             f"at most {completion:,} completion tokens{self._cost(prompt, completion)}"

@@ -83,6 +83,8 @@ def test_the_cache_answers_without_a_request(tmp_path: Path) -> None:
             endpoint(server.url, cache, **changed)[0].complete([ask("a")])
     assert len(server.requests) == 5
     assert len(cache.read_text().splitlines()) == 5
+    with serving(lambda request: "no") as other:  # and so is the same at another address
+        assert endpoint(other.url, cache)[0].complete([ask("a")])[0].text == "no"
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_the_cost_is_told_before_the_first_request() -> None:
     # 100 tokens of text and 1,000 of a picture at $2, 2 replies of 1,000 at $10.
     assert said[0].endswith("about 1,100 prompt and at most 2,000 completion tokens, $0.02")
     assert said[1] == "used 200 prompt and 20 completion tokens, $0.00"
-    assert "1 requests" in said[2] and "(1 answered before)" in said[2]
+    assert "1 requests" in said[2] and "(1 known or repeated)" in said[2]
 
 
 def test_without_prices_only_tokens_are_told() -> None:

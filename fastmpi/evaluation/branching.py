@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmpi.evaluation.metrics import NOTHING, RESAMPLES, Figure, Item, ratio
+from fastmpi.evaluation.metrics import NOTHING, RESAMPLES, Figure, Item, ratio, wilson_interval
 from fastmpi.policies.citations import citations, condition_ids, gold_citations
 from fastmpi.policies.policy import Policy
 
@@ -72,9 +72,17 @@ def _histogram(places: np.ndarray, items: Sequence[Item], policy: Policy) -> _Hi
 
 
 def _unknown(by_policy: Sequence[_Histograms]) -> Figure:
-    unknown = [int(n) for h in by_policy for n in h.differences[:, -1]]
-    cited = [int(n) for h in by_policy for n in h.cited]
-    return ratio(unknown, cited) if any(cited) else NOTHING
+    """A ratio of sums. At 0 and 1 resamples show no spread: there it is Wilson's interval of as
+    many shares as there are responses that cite."""
+    unknown = np.concatenate([h.differences[:, -1] for h in by_policy]) if by_policy else []
+    cited = np.concatenate([h.cited for h in by_policy]) if by_policy else []
+    if not (total := int(np.sum(cited))):
+        return NOTHING
+    found = ratio(unknown, cited)
+    if 0 < np.sum(unknown) < total:
+        return found
+    n = int(np.count_nonzero(cited))
+    return Figure(found.value, *wilson_interval(found.value * n, n), found.n)
 
 
 def _error(by_policy: Sequence[_Histograms]) -> Figure:

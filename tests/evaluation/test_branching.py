@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fastmpi.evaluation.branching import branching
+from fastmpi.evaluation.metrics import wilson_interval
 from fastmpi.policies.policy import Policy
 
 
@@ -86,5 +87,12 @@ def test_the_interval_holds_the_value() -> None:
         assert error.low <= error.value < error.high
 
 
+def test_no_unknown_citation_in_three_responses_is_not_certain() -> None:
+    right = item("a", "1.1.1", "C1 red yes C1.1 small yes")
+    found = branching([right] * 3 + [item("a", "1.2", "")], POLICIES)["unknown_citations"]
+    assert found.interval == wilson_interval(0, 3)
+    assert found.n == 4
+
+
 def test_no_items() -> None:
-    assert branching([], POLICIES)["branching_error"].n == 0
+    assert {figure.n for figure in branching([], POLICIES).values()} == {0}
