@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastmpi.data.scenes import CLEVR_ATTRIBUTES
+from fastmpi.policies.clevr_tree import ClevrTree
 from fastmpi.report import build_report, read_runs, report
 from fastmpi.report.gallery import LONGEST_RESPONSE, in_turn
 from fastmpi.report.pictures import picture
+from fastmpi.report.policy_views import tree_nodes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from report_folders import (  # noqa: E402
@@ -42,7 +45,8 @@ def tool_runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("tools")
     data = make_gta_data(root / "data")
     answers = {"t0": HOSTILE, "t1": "\u202e" + "x" * MOST_BYTES, "t2": "\\boxed{" * 1000,
-               "t4": "a\u0301" * 5000, "t5": "\ud800 \\boxed{9**9**9}"}  # fmt: skip
+               "t4": "a\u0301" * 5000, "t5": "\ud800 \\boxed{9**9**9}",
+               "t10": '\\boxed{{"name": "OCR_v5", "arguments": {"image": "another"}}}'}  # fmt: skip
     for seed, name in enumerate(("one", "two", "three")):
         make_evaluation(root / name, data, label=name, seed=seed, responses=answers)
     return [root / name for name in ("one", "two", "three")]
@@ -83,6 +87,17 @@ def test_tree_has_the_accuracy_of_the_leaves_below(comparison):
     assert root.yes.yes.share == (sum(leaf) / len(leaf) if leaf else None)
 
 
+def test_a_node_counts_every_question_below_it_once():
+    tree = ClevrTree.from_json(
+        {"name": "kavo", "depth": 1, "root": {"attribute": "size", "value": "small",
+         "if_true": {"case": "Case 1"}, "if_false": {"case": "Case 2"}}}
+    )  # fmt: skip
+    drawn = tree_nodes(tree, CLEVR_ATTRIBUTES, {"1.1": [True], "1.2": [False, False, True]})
+    assert (drawn.share, drawn.n, drawn.no.share, drawn.no.n) == (0.5, 4, 1 / 3, 3)
+    alone = tree_nodes(tree, CLEVR_ATTRIBUTES, {})
+    assert alone.share is None and alone.yes.share is None and alone.n == 0
+
+
 def test_rules_have_the_share_of_right_tools(tool_runs):
     runs = read_runs(tool_runs)
     (table,) = build_report(runs).policies.tables
@@ -90,6 +105,7 @@ def test_rules_have_the_share_of_right_tools(tool_runs):
     (row,) = (row for row in table.rows if row.name.startswith("Rule 4 (OCR)"))
     items = [i for i in runs[0].evaluations[0].items("task") if i["rule"] == "4"]
     share = sum(item["scores"]["tool"] for item in items) / len(items)
+    assert share != sum(item["scores"]["overall"] for item in items) / len(items)
     assert row.cells[0].share == share and row.note == f"n {len(items)}"
     assert any(row.name == "Calculator: no rule" for row in table.rows)
     unasked = next(row for row in table.rows if row.name.startswith("Rule 1 "))
