@@ -132,14 +132,12 @@ class AnswerFile:
     def _read(self) -> list[Answer]:
         if not self.path.is_file():
             return []
-        # A line that does not end was being written; so was one that is no JSON, on some systems.
-        lines = self.path.read_bytes().split(b"\n")[:-1]
         answers = []
-        for line in lines:
+        for line in self.path.read_bytes().split(b"\n"):
             try:
                 answers.append(answer_of(json.loads(line)))
             except (KeyError, ValueError):
-                break
+                break  # it was being written, or the file ends
         return answers
 
 

@@ -86,7 +86,8 @@ class EvalConfig(Settings):
         for name in (chosen := [name for name in SUITES if name in wanted]):
             for file in NEEDS[name]:
                 if file not in files:
-                    raise ValueError(f"the suite {name} needs {FLAGS[file]}, or it in --data-dir")
+                    key = file if file == "policies" else f"data.{file}"
+                    raise ValueError(f"the suite {name} needs {FLAGS[file]} (in a recipe, {key})")
         return chosen
 
 

@@ -86,6 +86,7 @@ def test_ratio_and_share_saved():
         metrics.ratio([1.0], [0.0])
     sparse = metrics.ratio([1.0, 0.0, 0.0], [1.0, 0.0, 0.0])  # many resamples have nothing below
     assert sparse == Figure(1.0, 1.0, 1.0, 3)
+    assert metrics.ratio([1.0, 1.0, 1.0], [1.0, 0.0, 0.0]).high == 3  # and not infinite
 
 
 def test_many_items_are_drawn_in_parts(monkeypatch):
