@@ -1,4 +1,4 @@
-# make demo | make test | make soak | make kernels | make lint | make wheel | make sanitize | make fuzz,
+# make demo | make demo-m | make demo-gta | make test | make soak | make kernels | make lint | make wheel | make sanitize | make fuzz,
 # on a machine with Python, make and a C++ compiler.
 #
 # WHEEL=1 uses a second environment that holds the built wheel instead of this checkout:
@@ -28,10 +28,14 @@ INSTALL = $(BIN)/pip install -c $(CONSTRAINTS) -e '.[$*]'
 endif
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test soak kernels lint wheel sanitize fuzz
+.PHONY: demo demo-m demo-gta test soak kernels lint wheel sanitize fuzz
 
 demo: $(VENV)/.installed-lora
 	$(BIN)/fastmpi compare $(RECIPE) --overwrite
+
+# The same for policies with pictures, and for a tool policy.
+demo-m demo-gta: $(VENV)/.installed-lora
+	$(BIN)/fastmpi compare recipes/$(subst -,_,$@).yaml --overwrite
 
 # From an empty folder, so that nothing but the installed package can be imported.
 test: $(VENV)/.installed-dev

@@ -173,10 +173,10 @@ def test_mistakes_are_named(tmp_path, compare, message):
 
 
 def test_demo_has_the_promised_rows():
-    for name in ("demo", "demo_quick"):
+    for name in ("demo", "demo_m", "demo_gta", "demo_quick"):
         comparison = comparison_of(find_recipe(name, {}, {}))
         assert list(comparison.methods) == [
             "In-context (base)", "Direct SFT", "CoT SFT", "CoT SFT, compute-matched",
-            "CoT SFT + GRPO (budget-matched)", "CoT SFT + PolicyRollout",
-            "TriMPI without PolicyRollout", "TriMPI",
+            "CoT SFT + GRPO (budget-matched)", "CoT SFT + DAPO", "CoT SFT + PolicyRollout",
+            "TriMPI without PolicyRollout", "TriMPI", "TriMPI (DAPO)",
         ]  # fmt: skip
