@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
     "kept_old": _share("Old answer kept", "less is better", LOWER),
     "internalisation": Kind("Internalisation", "without / with", NEITHER, number),
     "referral": _share("Quoted truly", "share of citations"),
-    "judge": Kind("Judge", "0 to 10", HIGHER, number),
+    "judge_0_to_10": Kind("Judge", "0 to 10", HIGHER, number),
     "unknown_citations": _share("Unknown rules cited", "less is better", LOWER),
     "branching_error": Kind("Branching error", "less is better", LOWER, number),
 }

@@ -49,6 +49,7 @@ def tool_runs(tmp_path_factory):
                "t10": '\\boxed{{"name": "OCR_v5", "arguments": {"image": "another"}}}'}  # fmt: skip
     for seed, name in enumerate(("one", "two", "three")):
         make_evaluation(root / name, data, label=name, seed=seed, responses=answers)
+        answers["t1"] = "\u202e"  # ten megabytes are enough in one run
     return [root / name for name in ("one", "two", "three")]
 
 
@@ -115,7 +116,7 @@ def test_rules_have_the_share_of_right_tools(tool_runs):
 def test_hostile_answers_are_escaped_cut_and_quick(tool_runs, tmp_path):
     began = time.perf_counter()
     content = report(tool_runs, tmp_path / "report.html", num_scenes=12)
-    assert time.perf_counter() - began < 10  # 9 files of 10 MB are read
+    assert time.perf_counter() - began < 10  # three files of 10 MB are read
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < MOST_BYTES / 10
     assert "<script" not in page and "</script" not in page and "\u202e" not in page
