@@ -110,7 +110,9 @@ def test_what_is_not_installed_is_named_before_anything_runs() -> None:
     assert HarnessSettings().harness_tasks() == []
 
 
-@pytest.mark.parametrize("task", ["--help", "a b", "../x", "", "helm:mmlu", "a;b", "-x", "a/b"])
+@pytest.mark.parametrize(
+    "task", ["--help", "a b", "../x", "", "helm:mmlu", "a;b", "-x", "a/b", "t\u00e2che"]
+)
 def test_wrong_names(task: str) -> None:
     with pytest.raises(ValueError, match="forgetting task"):
         HarnessSettings(forgetting_tasks=[task]).harness_tasks()
@@ -128,7 +130,7 @@ def written(folder: Path, data: object, name: str = "results_1.json") -> Path:
 
 
 def test_results_without_an_error_get_wilsons_interval(tmp_path: Path) -> None:
-    result = {"alias": "x", "acc,none": 0.75, "acc_stderr,none": "N/A", "acc_stderr_clt,none": 0.2}
+    result = {"alias": "x", "acc_stderr_clt,none": 0.2, "acc,none": 0.75, "acc_stderr,none": "N/A"}
     data = {"results": {"t": result}, "n-samples": {"t": {"effective": 8}}}
     figure = read_result(written(tmp_path, data), "t")
     assert (figure.value, figure.n) == (0.75, 8)
@@ -164,6 +166,10 @@ def test_a_group_with_a_figure_keeps_it(tmp_path: Path) -> None:
         {"results": {"t": {}}, "n-samples": {"t": {"effective": 1}}},
         {"results": {"t": {"acc,none": 0.5}}, "n-samples": {}},
         {"results": {"t": {"acc,none": 70.5}}, "n-samples": {"t": {"effective": 1}}},
+        {
+            "results": {"t": {"mme,none": 1500.0, "mme_stderr,none": 20.0}},
+            "n-samples": {"t": {"effective": 1}},
+        },
         {"results": {"t": {"acc,none": float("nan")}}, "n-samples": {"t": {"effective": 1}}},
     ],
 )
