@@ -32,6 +32,6 @@ def test_words_and_pictures_keep_their_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "sent"), [((3000, 1500), (MAX_SIDE, 512)), ((7, 3), (7, 3))])
 def test_large_pictures_are_shrunk(size: tuple[int, int], sent: tuple[int, int]) -> None:
-    picture = Image.new("RGBA", size)
+    picture = Image.new("RGB", size)
     assert shown(picture_part(picture)).size == sent
     assert picture.size == size
