@@ -20,7 +20,7 @@ def text_part(text: str) -> Part:
 
 def picture_part(source: ImageSource) -> Part:
     """The picture as PNG in a data URL."""
-    picture = load_image(source).convert("RGB")
+    picture = load_image(source)  # a copy, in RGB
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
