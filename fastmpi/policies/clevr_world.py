@@ -80,6 +80,18 @@ def sample_tree(rng: np.random.Generator, depth: int, name: str, world: World) -
     raise ValueError(f"no held-out tree of depth {depth} in {MAX_TREES} draws")
 
 
+def world_of(tree: ClevrTree, style: str) -> World:
+    """The smallest world of `style` whose conditions include all of the tree's.
+
+    `ValueError` where there is none.
+    """
+    worlds = [world for world in WORLDS.values() if world.style == style]
+    for world in sorted(worlds, key=lambda world: sum(map(len, world.asked.values()))):
+        if all(node.value in world.asked.get(node.attribute, ()) for node in tree.nodes()):
+            return world
+    raise ValueError(f"policy {tree.name}: no world of style {style!r} has all of its values")
+
+
 def draw_scenes(
     rng: np.random.Generator, trees: Sequence[ClevrTree], count: int, world: World
 ) -> list[Assigned]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastmpi.data.scenes import Attributes
 from fastmpi.evaluation.metrics import Item
 from fastmpi.policies.clevr_tree import ClevrTree, Leaf, Node
-from fastmpi.policies.clevr_world import WORLDS
+from fastmpi.policies.clevr_world import world_of
 from fastmpi.policies.policy import Policy, PolicySet
 from fastmpi.report.content import Policies, PolicyText, TreeNode, TreePanel
 from fastmpi.report.pictures import picture
@@ -104,8 +104,8 @@ def _trees(policies: PolicySet, marks: Mapping[str, Marks]) -> list[tuple[str, T
     for name, policy in policies.items():
         if "tree" not in policy.metadata:
             continue
-        world = WORLDS["tiny" if policy.metadata.get("style") == "compact" else "clevr"]
         tree = ClevrTree.from_json(policy.metadata["tree"])
+        world = world_of(tree, policy.metadata.get("style", "full"))
         trees.append((name, tree_nodes(tree, world.attributes, marks.get(name, {}))))
     return trees
 

@@ -19,7 +19,8 @@ from fastmpi.data.scenes import image_filename, save_scenes
 from fastmpi.policies import PolicySet, clevr_data
 from fastmpi.policies.clevr_data import ClevrPolicyConfig, build, generate
 from fastmpi.policies.clevr_override import override_trees
-from fastmpi.policies.clevr_tree import ClevrTree
+from fastmpi.policies.clevr_tree import ClevrTree, Leaf, Node
+from fastmpi.policies.clevr_world import WORLDS, world_of
 
 TINY = ClevrPolicyConfig(
     world="tiny", num_policies=2, num_train=16, num_cot=10, num_test=8, seed=3
@@ -102,6 +103,28 @@ def test_the_compact_world_of_clevr_has_its_attributes_and_trees_no_base_has_see
     assert "material" in {node.attribute for tree in data.trees for node in tree.nodes()}
     assert data.picture("images/test_000000.png").size == (240, 160)
     assert {len(scene.objects) for scene in data.scenes.values()} <= set(range(2, 7))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "style", "world"),
+    [
+        ("color", "red", "compact", "tiny"),
+        ("color", "brown", "compact", "clevr_compact"),
+        ("material", "rubber", "compact", "clevr_compact"),
+        ("material", "rubber", "full", "clevr"),
+    ],
+)
+def test_a_tree_belongs_to_the_smallest_world_with_its_values(
+    attribute: str, value: str, style: str, world: str
+) -> None:
+    root = Node("1", attribute, value, Leaf("1.1", "Case 1"), Leaf("1.2", "Case 2"))
+    assert world_of(ClevrTree("kavo", 1, root), style) is WORLDS[world]
+
+
+def test_a_tree_of_no_world_is_named() -> None:
+    root = Node("1", "color", "pink", Leaf("1.1", "Case 1"), Leaf("1.2", "Case 2"))
+    with pytest.raises(ValueError, match="policy kavo: no world"):
+        world_of(ClevrTree("kavo", 1, root), "compact")
 
 
 def test_in_memory_rows_carry_their_pictures() -> None:
