@@ -50,8 +50,13 @@ class SamplingParams:
 
 def uniforms(seed: int, stream: int, response: int, count: int) -> np.ndarray:
     """(count,) float64 in [0, 1): the numbers of one response, one a token."""
-    generator = np.random.Philox(key=[seed, stream], counter=[0, response, 0, 0])
-    return np.random.Generator(generator).random(count)
+    return np.random.Generator(bits_of(seed, stream, response)).random(count)
+
+
+def bits_of(seed: int, stream: int, response: int) -> np.random.Philox:
+    """The random bits of one response."""
+    key = np.array([seed, stream], dtype=np.uint64)  # a list of large numbers would become floats
+    return np.random.Philox(key=key, counter=[0, response, 0, 0])
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:

@@ -92,6 +92,7 @@ def test_streams_are_distinct_and_repeat():
     streams = [uniforms(*key, count=4) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]]
     assert len({tuple(stream) for stream in streams}) == 4
     np.testing.assert_array_equal(uniforms(3, 5, 7, 9)[:4], uniforms(3, 5, 7, 4))
+    assert uniforms(2**64 - 1, 0, 0, 1) != uniforms(2**64 - 2, 0, 0, 1)  # no key becomes a float
     assert uniforms(0, 0, 0, 2).tolist() == pytest.approx([0.01154675, 0.24154920])  # frozen
 
 
