@@ -1,6 +1,7 @@
 """Training rows of the tiny base about the cut-down GTAPolicy (`fastmpi.policies.gta_tiny`).
 
 tests: profiles, and tests of them with yes or no; no policy, no picture.
+recite: a policy, and some of its rules by their ids, both conditions and versions.
 routes: a policy, then profiles and what they ask for; for each the reasoning to a version.
 calls: the task itself, in the exact prompts that the package renders at run time.
 
@@ -18,13 +19,15 @@ from fastmpi.data.prompts import render, response_text
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.policies import gta_tiny
 from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_text import override_text, profile_text, test_text
+from fastmpi.policies.gta_rules import Choice, Rule
+from fastmpi.policies.gta_text import override_text, profile_text, test_text, when_text
 from fastmpi.policies.gta_tiny_queries import standing_out
 from fastmpi.policies.policy import Policy
 from fastmpi.policies.tiny_tasks import LEAF_WEIGHT, trace_prompt
 
 NUM_PROFILES, NUM_TESTS = 3, 5  # a row of tests: so many profiles, so many tests of each
 NUM_ROUTES = 3  # in a row of routes
+NUM_RECITED = 8  # rules in a row
 NUM_KEPT, REPLACED_SHARE = 100, 0.2  # policies to draw from, and how often one is new
 CHANGE_SHARE = 0.1  # of the calls, whose policy is a block of changed rules
 
@@ -50,6 +53,8 @@ class GTATasks:
         """`size` rows of one kind; a sixteenth of the calls shows no policy."""
         if kind == "tests":
             return [self.tests() for _ in range(size)]
+        if kind == "recite":
+            return [self.recite(num_tools) for _ in range(size)]
         if kind == "routes":
             return [self.routes(num_tools) for _ in range(size)]
         return [self.call(num_tools, with_policy=i >= size // 16) for i in range(size)]
@@ -66,6 +71,14 @@ class GTATasks:
                 pieces += self._pieces(" yes" if test.holds(profile) else " no", 1.0)
             pieces += self._pieces(" ;", 0.0)
         return self.tasks.sample([{"role": "user", "content": "trace"}], [], pieces)
+
+    def recite(self, num_tools: tuple[int, int]) -> Sample:
+        policy = self._seen_policy(num_tools)
+        pieces: list[Piece] = []
+        for place in self.rng.permutation(len(policy.rules))[:NUM_RECITED]:
+            pieces += [*self._recited(policy.rules[place]), *self._pieces(" ;", 0.0)]
+        ask = {"role": "user", "content": trace_prompt(policy.name)}
+        return self.tasks.sample([*policy.to_policy().messages, ask], [], pieces)
 
     def routes(self, num_tools: tuple[int, int]) -> Sample:
         policy = self._seen_policy(num_tools)
@@ -101,6 +114,20 @@ class GTATasks:
     def prompt(self, call: Call, *, with_policy: bool = True) -> Prompt:
         policy = call.policy if with_policy else None
         return render(call.row, self.processor, policy, folder=self.tasks.folder)
+
+    def _recited(self, rule: Rule) -> list[Piece]:
+        """A rule as reasoning quotes it where it applies; a choice's answer is drawn."""
+        # Reasoning begins with a first rule, whose id is another token there.
+        start = "<think>" if rule.id.endswith(".1") and self.rng.random() < 0.5 else " "
+        pieces = self._pieces(f"{start}{rule.id}", 0.0)
+        pieces += self._pieces(f" {when_text(rule, 'compact')}", 1.0) + self._pieces(" yes", 0.0)
+        version = rule.targets[0]
+        if isinstance(rule.then, Choice):
+            yes = bool(self.rng.random() < 0.5)
+            pieces += self._pieces(f" {test_text(rule.then.test, 'compact')}", 1.0)
+            pieces += self._pieces(" yes" if yes else " no", 0.0)
+            version = rule.then.yes if yes else rule.then.no
+        return [*pieces, *self._pieces(f" v{version}", LEAF_WEIGHT)]
 
     def _seen_policy(self, num_tools: tuple[int, int]) -> GTAPolicy:
         """One of a few kept policies, which new ones replace: checking a policy takes time."""

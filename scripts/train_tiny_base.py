@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python scripts/train_tiny_base.py --output fastmpi/assets/tiny_base
 
 Batches are of one kind each (see tiny_base_tasks.py and tiny_base_gta.py). Reading policies comes
-first, then pictures, then routes of tools, then all with larger policies. The second cycle has
-scenes and optimisers of its own.
+first, then pictures, then routes of tools, then all with larger policies. Every cycle has scenes
+and optimisers of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastmpi.data.samples import Sample
 
 # Rows a step; those about tools are twice as long.
 ROWS = {"describe": 32, "objects": 32, "trace": 32, "follow": 32}
-ROWS |= {"tests": 24, "routes": 20, "calls": 20}
+ROWS |= {"tests": 24, "recite": 24, "routes": 20, "calls": 20}
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,21 @@ ROUTE = Phase(
     *((2,), (2,), 0.4, (1, 3)),
     {"version": 0.8},
 )
-ALL = Phase(
+CALL = Phase(
     {"describe": 0.13, "objects": 0.03, "trace": 0.05, "follow": 0.34, "tests": 0.02}
     | {"routes": 0.15, "calls": 0.28},
     *((2, 3), (2, 2, 3), 0.4, (3, 6)),
+)
+RECITE = Phase(
+    {"describe": 0.1, "objects": 0.02, "trace": 0.04, "follow": 0.2, "tests": 0.04}
+    | {"recite": 0.4, "calls": 0.2},
+    *((2,), (2,), 0.4, (3, 6)),
+    {"recite": 0.97},
+)
+ALL = Phase(
+    {"describe": 0.12, "objects": 0.02, "trace": 0.03, "follow": 0.35, "tests": 0.03}
+    | {"recite": 0.1, "routes": 0.05, "calls": 0.3},
+    *((2, 3), (2, 2, 3), 0.4, (4, 6)),
 )
 
 
@@ -80,12 +91,14 @@ class CycleSettings:
     phases: tuple[Phase, ...]
     steps: int
     learning_rate: float
-    decay: float  # share of the steps in which the learning rate falls to nothing
+    plateau: int  # steps before the learning rate falls
+    horizon: int  # steps after which it would be nothing
 
 
 CYCLES = (
-    CycleSettings((READ, SEE), 1200, 2e-3, 0.0),
-    CycleSettings((ROUTE, ALL), 2600, 2e-3, 0.65),
+    CycleSettings((READ, SEE), 1200, 2e-3, 1200, 2400),
+    CycleSettings((ROUTE, CALL), 1600, 2e-3, 910, 2600),
+    CycleSettings((RECITE, ALL), 1800, 1.8e-3, 500, 1800),
 )
 WARMUP_STEPS = 60
 MAX_GRAD_NORM = 1.0
@@ -96,7 +109,8 @@ FINAL_ROWS = 1000
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the trained model")
-    parser.add_argument("--start", type=Path, help="a model after its first cycle, to go on from")
+    parser.add_argument("--start", type=Path, help="a model after some cycles, to go on from")
+    parser.add_argument("--first-cycle", type=int, default=0, help="cycles that it has had")
     parser.add_argument("--scenes", type=int, default=6000, help="training pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probe-every", type=int, default=200, help="steps between probes")
@@ -118,15 +132,14 @@ class Schedule:
 
     def scale(self, step: int) -> float:
         """Of the learning rate: warm-up, a plateau, linear decay to nothing."""
-        warm, left = (step + 1) / WARMUP_STEPS, self.settings.steps - step
-        falling = self.settings.decay * self.settings.steps
-        return min(warm, left / falling if falling else 1.0, 1.0)
+        plateau, horizon = self.settings.plateau, self.settings.horizon
+        return min((step + 1) / WARMUP_STEPS, (horizon - step) / (horizon - plateau), 1.0)
 
     def draw(self, tasks: Tasks, tools: GTATasks) -> tuple[str, list[Sample]]:
         """The next batch and its kind."""
         phase = self.phase
         kind = str(self.rng.choice(list(phase.shares), p=list(phase.shares.values())))
-        if kind in ("tests", "routes", "calls"):
+        if kind in ("tests", "recite", "routes", "calls"):
             # One size a batch: rows of similar length.
             size = int(self.rng.integers(phase.num_tools[0], phase.num_tools[1] + 1))
             return kind, tools.batch(kind, ROWS[kind], (size, size))
@@ -158,12 +171,11 @@ def optimisers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim
 def train(args: argparse.Namespace, pictures: Path) -> dict:
     """All cycles; returns what the model card says."""
     model, processor = new_base(args.seed)
-    first = 0
     if args.start is not None:
-        model, first = type(model).from_pretrained(args.start), 1
+        model = type(model).from_pretrained(args.start)
     probes = Tasks(processor, pictures, 1000, seed=args.seed + 10_000)
     seconds = 0.0
-    for number in range(first, len(CYCLES)):
+    for number in range(args.first_cycle, len(CYCLES)):
         seconds += Cycle(args, number, model, processor, pictures).run(probes)
     return _measure(args, model, pictures, processor) | {"cpu_seconds": round(seconds)}
 
@@ -230,7 +242,7 @@ class Cycle:
 def _accuracies(kind: str, correct: Tensor, is_answer: Tensor, is_leaf: Tensor) -> dict[str, float]:
     """Shares of right tokens; of a description's answers and a path's end on their own."""
     apart = {"describe": ("yes/no", is_answer), "trace": ("leaf", is_leaf)}
-    apart["routes"] = ("version", is_leaf)
+    apart |= {"routes": ("version", is_leaf), "recite": ("version", is_leaf)}
     name, chosen = apart.get(kind, (kind, torch.ones_like(correct)))
     rest = {kind: correct[~chosen].float().mean().item()} if kind in apart else {}
     return rest | {name: correct[chosen].float().mean().item()}

@@ -19,7 +19,9 @@ from tiny_base_tasks import Tasks  # noqa: E402
 from fastmpi.assets import held_out  # noqa: E402
 from fastmpi.policies.gta_parse import parse_rules  # noqa: E402
 from fastmpi.policies.gta_policy import GTAPolicy  # noqa: E402
-from fastmpi.policies.gta_rules import Profile  # noqa: E402
+from fastmpi.policies.gta_rules import Choice, Profile  # noqa: E402
+from fastmpi.policies.gta_text import test_text as quoted  # noqa: E402
+from fastmpi.policies.gta_text import when_text  # noqa: E402
 from fastmpi.policies.gta_tiny import is_held_out  # noqa: E402
 
 QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
@@ -190,6 +192,27 @@ def test_tests_are_answered_by_the_profile(tools):
         for test, answer in asked:
             rule = parse_rules(f"policy p : OCR.1 if {test} then v1 end", "compact")[0]
             assert rule.applies(profile) == (answer == "yes")
+
+
+def test_recited_rules_are_the_policys(tools):
+    for _ in range(5):
+        text = tools.processor.decode(tools.recite((4, 4)).ids)
+        rules = parse_rules(f"policy{text.split('policy')[1].split(' end')[0]} end", "compact")
+        by_id = {rule.id: rule for rule in rules}
+        recited = text.split("assistant\n")[1].replace("<think>", " ").split(" ;")[:-1]
+        assert len(recited) == min(8, len(rules))
+        for quote in recited:
+            rule_id, *words = quote.split()
+            assert " ".join(words) in recitals(by_id[rule_id])
+
+
+def recitals(rule):
+    """All that a rule may be recited as."""
+    when = f"{when_text(rule, 'compact')} yes"
+    if not isinstance(rule.then, Choice):
+        return {f"{when} v{rule.then}"}
+    inner = f"{when} {quoted(rule.then.test, 'compact')}"
+    return {f"{inner} yes v{rule.then.yes}", f"{inner} no v{rule.then.no}"}
 
 
 def test_routes_are_the_policys(tools):
