@@ -13,10 +13,12 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from fastmpi.assets import held_out, tiny_base_path
 from fastmpi.data.processor import Processor
 from fastmpi.models.tokenizer import compact_words
+from fastmpi.policies import gta_tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from tiny_base_model import accuracy  # noqa: E402
+from tiny_base_gta import GTATasks  # noqa: E402
+from tiny_base_model import accuracy, call_accuracy  # noqa: E402
 from tiny_base_tasks import Tasks  # noqa: E402
 
 TOKENIZER = AutoTokenizer.from_pretrained(tiny_base_path())
@@ -48,7 +50,8 @@ def test_any_text_round_trips(text):
 
 
 def test_words_are_single_tokens():
-    assert [w for w in compact_words() if len(TOKENIZER(w)["input_ids"]) != 1] == []
+    words = [*compact_words(), *gta_tiny.words()]
+    assert [w for w in words if len(TOKENIZER(w)["input_ids"]) != 1] == []
 
 
 def test_a_picture_is_four_tokens(tasks):
@@ -57,6 +60,18 @@ def test_a_picture_is_four_tokens(tasks):
 
 def test_follows_unseen_policies(model, tasks):
     assert accuracy(model, tasks, 96, depth=2) >= 0.85
+
+
+def test_follows_unseen_policies_with_pictures(model, tasks):
+    assert accuracy(model, tasks, 96, depth=2, pictured=True) >= 0.75
+
+
+def test_follows_unseen_tool_policies(model, tasks):
+    assert call_accuracy(model, GTATasks(tasks), 64)["tool"] >= 0.75
+
+
+def test_knows_no_tool_rules_without_the_policy(model, tasks):
+    assert call_accuracy(model, GTATasks(tasks), 64, with_policy=False)["tool"] < 0.65
 
 
 def test_knows_nothing_without_the_policy(model, tasks):
@@ -75,4 +90,5 @@ def test_held_out_does_not_depend_on_order():
 
 def test_card_states_its_accuracies():
     card = (tiny_base_path() / "README.md").read_text(encoding="utf-8")
-    assert "| two layers (N=2) | 1000 | 0.9" in card and "{" not in card.replace("{Case 5}", "")
+    assert "| two layers (N=2) | " in card and "| four to six tools | " in card
+    assert "{" not in card.replace("{Case 5}", "").replace('{"name"', "")
