@@ -1,0 +1,315 @@
+"""Bytes that a training step and a rollout hold, by formula.
+
+Legend: T rows of a micro-batch, U distinct rows that are scored, L layers, H hidden size, Q and K
+query and key widths (heads times head dimension), I width of the MLP, V vocabulary; r bytes of the
+residual stream (the weights' type), c bytes of what linears compute in (bfloat16 under autocast).
+
+A layer keeps for its backward pass, in bytes a row:
+
+    2 norms            2 (4 H + r H + 4)       input in float32, normed (if weights train), 1 / rms
+    q, k, v            c H, under autocast 3 c H (each linear casts its own copy)
+    attention          q c, output c, log-sum-exp 4 a head; keys and values 2 c K
+    o_proj             c Q
+    gate, up           c H, under autocast 2 c H
+    MLP                4 c I                   gate, silu(gate), up, their product
+
+Unusual: "sdpa" on the CPU copies the keys of a tile and its mask, which T alone does not tell, so
+a batch comes with both (`BatchShape.of`). What an allocator rounds up or fragments is not counted.
+The formulas of the "triton" backend follow from its code; they were not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastmpi.ops import attention_sdpa
+from fastmpi.reference.token_logprob import CHUNK_LOGITS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fastmpi.data.batch import ForestBatch
+
+KERNEL_CHUNK_BYTES = 704 * 2**20  # of logits, in the kernels over the head
+_FIRST_CAPACITY = 32  # tokens that a response's cache begins with; it doubles
+_HEAD_NORMS = ("qwen3_vl_text",)
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Sizes of a text tower. head_norms: norms over each head of queries and keys (Qwen3)."""
+
+    layers: int
+    hidden: int
+    query: int
+    key: int
+    heads: int
+    wide: int
+    vocabulary: int
+    head_norms: bool = False
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> TextShape:
+        """Of a whole model's config, or of its text part."""
+        text: Any = config.get_text_config()
+        heads = text.num_attention_heads
+        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return cls(
+            text.num_hidden_layers,
+            text.hidden_size,
+            heads * dim,
+            text.num_key_value_heads * dim,
+            heads,
+            text.intermediate_size,
+            text.vocab_size,
+            text.model_type in _HEAD_NORMS,
+        )
+
+    @property
+    def key_heads(self) -> int:
+        return self.key * self.heads // self.query
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of all layers, without biases, head and embedding."""
+        attention = 2 * self.hidden * (self.query + self.key)
+        return self.layers * (attention + 3 * self.hidden * self.wide)
+
+    def key_value_bytes(self, precision: Precision) -> int:
+        """Keys and values of one token, all layers."""
+        return 2 * self.key * self.layers * precision.compute
+
+
+@dataclass(frozen=True)
+class Precision:
+    """weights: bytes of a weight. compute: bytes of what linears work in. They differ under
+    autocast."""
+
+    weights: int
+    compute: int
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, *, autocast: bool = False) -> Precision:
+        """Autocast is to bfloat16."""
+        return cls(dtype.itemsize, 2 if autocast else dtype.itemsize)
+
+    @property
+    def autocast(self) -> bool:
+        return self.weights != self.compute
+
+    @property
+    def logits(self) -> int:
+        """Bytes of a logit."""
+        return max(4, self.weights)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What trains. lora_rank: 0 for the weights themselves. adapters: linears of a layer that have
+    one. parameters: all of the model's. trained: those with a gradient. head: whether the output
+    embedding trains. reference: whether a frozen copy of the model is kept."""
+
+    parameters: int
+    trained: int
+    head: bool
+    lora_rank: int = 0
+    adapters: int = 7
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """rows: T. scored: U. tile_keys, tile_pairs: keys, and pairs of query and key, that the tiles
+    of "sdpa" read in one layer; 0 for other backends."""
+
+    rows: int
+    scored: int
+    tile_keys: int = 0
+    tile_pairs: int = 0
+
+    @classmethod
+    def of(cls, batch: ForestBatch, *, tiled: bool) -> BatchShape:
+        """tiled: whether attention runs by "sdpa"."""
+        scored = len(batch.sample_scores().rows.unique())
+        return cls(batch.num_tokens, scored, *(_tiles(batch.subtree_end) if tiled else ()))
+
+
+def _tiles(subtree_end: Tensor) -> tuple[int, int]:
+    tiles = attention_sdpa.prepare(subtree_end)
+    sizes = zip(tiles.heights, tiles.num_keys, strict=True)
+    return sum(tiles.num_keys), sum(height * keys for height, keys in sizes)
+
+
+@dataclass(frozen=True)
+class UpdateMemory:
+    """Bytes of an optimiser step. layers: kept for the backward pass. working: what one layer's
+    backward pass needs beside. head: logits and what is made of them. casts: weights in
+    bfloat16 that autocast keeps."""
+
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    layers: int
+    working: int
+    head: int
+    casts: int
+    accumulates: bool
+
+    @property
+    def activations(self) -> int:
+        return self.layers + self.casts
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment. Gradients of one single micro-batch come to be while what was
+        kept goes, so they never meet; those of several do."""
+        fixed = self.weights + self.reference + self.optimizer
+        start = self.activations + max(self.head, self.working)
+        if self.accumulates:
+            return fixed + self.gradients + start
+        return fixed + max(start, self.gradients + self.working)
+
+
+def update_memory(
+    text: TextShape,
+    precision: Precision,
+    training: Training,
+    batch: BatchShape,
+    *,
+    checkpointing: bool,
+    microbatches: int = 1,
+    fused: bool = False,
+) -> UpdateMemory:
+    """An optimiser step whose largest micro-batch is `batch`. fused: the kernels of CUDA. The
+    vision tower is frozen, so it keeps nothing."""
+    layer = layer_bytes(text, precision, training, batch)
+    layers = text.layers * layer
+    casts = text.linear_parameters * precision.compute if precision.autocast else 0
+    working = backward_bytes(text, precision, batch)
+    if checkpointing:
+        inputs = text.layers * batch.rows * text.hidden * precision.weights
+        layers, casts = inputs, casts // text.layers
+        working += layer
+    return UpdateMemory(
+        weights=training.parameters * precision.weights,
+        reference=training.parameters * precision.weights * training.reference,
+        gradients=training.trained * precision.weights,
+        optimizer=2 * training.trained * precision.weights,
+        layers=layers + around_bytes(text, precision, training, batch),
+        working=working,
+        head=head_bytes(text, precision, training, batch, fused=fused),
+        casts=casts,
+        accumulates=microbatches > 1,
+    )
+
+
+def layer_bytes(
+    text: TextShape, precision: Precision, training: Training, batch: BatchShape
+) -> int:
+    """What one layer keeps for its backward pass; see the module's docstring."""
+    r, c = precision.weights, precision.compute
+    copies = 5 if precision.autocast else 2  # of the inputs of q, k, v and of gate, up
+    full = not training.lora_rank
+    row = 2 * (4 * text.hidden + r * text.hidden * full + 4)
+    row += copies * c * text.hidden + 4 * c * text.wide + c * text.query
+    row += 2 * c * text.query + 4 * text.heads  # q, output, log-sum-exp
+    if text.head_norms:
+        width = text.query + text.key
+        row += 4 * width + c * width * full + 4 * (text.heads + text.key_heads)
+    row += training.adapters * training.lora_rank * c
+    keys = batch.tile_keys or batch.rows
+    return batch.rows * row + keys * 2 * c * text.key + batch.tile_pairs * c
+
+
+def around_bytes(
+    text: TextShape, precision: Precision, training: Training, batch: BatchShape
+) -> int:
+    """What is kept once: embeddings, the last norm, rotary tables, the tiles' masks and keys."""
+    hidden = text.hidden * (2 * precision.weights + 4 + precision.weights * training.head)
+    rotary = 2 * text.query // text.heads * precision.weights
+    return batch.rows * (hidden + rotary) + batch.tile_pairs + 8 * batch.tile_keys
+
+
+def backward_bytes(text: TextShape, precision: Precision, batch: BatchShape) -> int:
+    """Gradients on their way through one layer, beyond what has been freed by then: two as wide as
+    the MLP, two of the residual."""
+    row = 2 * text.wide * precision.compute + 2 * text.hidden * precision.weights
+    return batch.rows * row
+
+
+def head_bytes(
+    text: TextShape, precision: Precision, training: Training, batch: BatchShape, *, fused: bool
+) -> int:
+    """The head at its dearest. Plain torch: logits, log-probs, their exponentials and a product, of
+    a chunk of rows, and the head in float32. Kernels: one chunk of logits, and the gradients of
+    hidden states and head, which wait for that of the loss."""
+    weight = text.vocabulary * text.hidden
+    if fused:
+        chunk = min(batch.scored * text.vocabulary * 4, KERNEL_CHUNK_BYTES)
+        if training.head:
+            chunk = max(chunk, min(batch.scored * text.vocabulary * 4, 2 * weight))
+        waiting = batch.rows * text.hidden * precision.weights
+        return chunk + waiting + weight * (4 + precision.weights) * training.head
+    rows = min(batch.scored, max(1, CHUNK_LOGITS // text.vocabulary))
+    exact = weight * precision.logits * (precision.compute < precision.logits)
+    gradient = weight * precision.logits * training.head
+    chosen = batch.scored * text.hidden * precision.logits
+    return 4 * rows * text.vocabulary * precision.logits + exact + gradient + chosen
+
+
+@dataclass(frozen=True)
+class RolloutMemory:
+    """Bytes of the responses of one wave. shared: keys and values where each prompt is held once
+    and what prompts begin with once for all; unshared: a copy for each response. prompts: of
+    `shared`, those of the prompts. reading: the prompts' forward pass. decoding: a step's scores,
+    logits and probabilities."""
+
+    shared: int
+    unshared: int
+    prompts: int
+    reading: int
+    decoding: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.prompts + self.reading, self.shared + self.decoding)
+
+
+def rollout_memory(
+    text: TextShape,
+    precision: Precision,
+    *,
+    forest_rows: int,
+    held_rows: int,
+    prompt_lengths: Sequence[int],
+    response_tokens: int,
+) -> RolloutMemory:
+    """prompt_lengths: of the prompt of each response. forest_rows: of the distinct prompts, merged;
+    held_rows: of them with what is copied for speed."""
+    responses = len(prompt_lengths)
+    token = text.key_value_bytes(precision)
+    own = responses * capacity(response_tokens)
+    row = 4 * text.wide * precision.compute + 4 * text.hidden * precision.weights
+    seen = max(prompt_lengths) + response_tokens
+    # scores and weights of a layer; logits twice, probabilities and their sums in float64
+    attention = 2 * responses * text.heads * seen * precision.logits
+    sampling = responses * text.vocabulary * (2 * precision.logits + 16)
+    return RolloutMemory(
+        shared=(held_rows + own) * token,
+        unshared=(sum(prompt_lengths) + own) * token,
+        prompts=held_rows * token,
+        reading=forest_rows * row,
+        decoding=max(attention, sampling),
+    )
+
+
+def capacity(tokens: int) -> int:
+    """Tokens that a response's cache holds: 32, doubled until `tokens` fit."""
+    return _FIRST_CAPACITY * 2 ** max(0, math.ceil(math.log2(max(tokens, 1) / _FIRST_CAPACITY)))
