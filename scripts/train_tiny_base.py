@@ -75,11 +75,10 @@ RECITE = Phase(
     {"describe": 0.1, "objects": 0.02, "trace": 0.04, "follow": 0.2, "tests": 0.04}
     | {"recite": 0.4, "calls": 0.2},
     *((2,), (2,), 0.4, (3, 6)),
-    {"recite": 0.97},
 )
 ALL = Phase(
-    {"describe": 0.12, "objects": 0.02, "trace": 0.03, "follow": 0.35, "tests": 0.03}
-    | {"recite": 0.1, "routes": 0.05, "calls": 0.3},
+    {"describe": 0.12, "objects": 0.02, "trace": 0.03, "follow": 0.3, "tests": 0.03}
+    | {"recite": 0.12, "routes": 0.04, "calls": 0.34},
     *((2, 3), (2, 2, 3), 0.4, (4, 6)),
 )
 
@@ -98,7 +97,8 @@ class CycleSettings:
 CYCLES = (
     CycleSettings((READ, SEE), 1200, 2e-3, 1200, 2400),
     CycleSettings((ROUTE, CALL), 1600, 2e-3, 910, 2600),
-    CycleSettings((RECITE, ALL), 1800, 1.8e-3, 500, 1800),
+    CycleSettings((RECITE,), 1000, 1.8e-3, 500, 1800),
+    CycleSettings((ALL,), 1200, 1.6e-3, 200, 1200),
 )
 WARMUP_STEPS = 60
 MAX_GRAD_NORM = 1.0
