@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -257,5 +258,6 @@ def module() -> ModuleType:
         made.append(LLM(*args, **kwargs))
         return made[-1]
 
+    found.__spec__ = ModuleSpec("vllm", None)
     found.LLM, found.SamplingParams, found.made = make, SamplingParams, made  # type: ignore[attr-defined]
     return found

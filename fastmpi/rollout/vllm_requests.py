@@ -28,6 +28,7 @@ from fastmpi.rollout.sampling import SamplingParams, bits_of
 
 _FORBIDDEN_BIAS = -100.0  # added to a logit; the server takes no less
 _MAX_FORBIDDEN = 1024
+_NO_LOGPROB = -9999.0  # what a server sends instead of NaN and -inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,11 +158,12 @@ def answer(
     forbidden = {*processor.forbidden_token_ids, *params.forbidden_token_ids}
     if found := forbidden.intersection(ids):
         raise RuntimeError(f"prompt {request.number}: vLLM sampled {min(found)}, a forbidden token")
-    return Response(
-        np.asarray(ids, dtype=np.int64),
-        np.asarray(logprobs, dtype=np.float32),
-        finish_reason == "stop",
-    )
+    scores = np.asarray(logprobs, dtype=np.float32)
+    if len(scores) != len(ids) or not (np.isfinite(scores) & (scores > _NO_LOGPROB)).all():
+        raise RuntimeError(
+            f"prompt {request.number}: vLLM has no finite log-prob for every token that it sampled"
+        )
+    return Response(np.asarray(ids, dtype=np.int64), scores, finish_reason == "stop")
 
 
 def by_prompt(

@@ -101,6 +101,9 @@ class PolicyLoss:
         (`ops/loss_weights.py`).
     sampled_logprob: (M,) log-probs under the prompt that each response was sampled with.
     policy_aware: (S,) bool, the arm. old_logprob, ref_logprob: (M,) policy-free, or None.
+    importance: (M,) what each token's share of the loss is multiplied by; None: by nothing.
+    largest_gap: the largest difference so far between a policy-free token's sampled log-prob and
+        training's first.
     """
 
     names: tuple[str, ...] = (
@@ -127,6 +130,7 @@ class PolicyLoss:
         policy_aware: Tensor,
         old_logprob: Tensor | None = None,
         ref_logprob: Tensor | None = None,
+        importance: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.args = args
@@ -136,6 +140,8 @@ class PolicyLoss:
         self.policy_aware = policy_aware.to(device)
         self.old_logprob = None if old_logprob is None else old_logprob.to(device)
         self.ref_logprob = None if ref_logprob is None else ref_logprob.to(device)
+        self.importance = None if importance is None else importance.to(device)
+        self.largest_gap = torch.zeros((), dtype=torch.float64, device=device)
         self.sums = Sums()
 
     def __call__(
@@ -146,13 +152,16 @@ class PolicyLoss:
         column = self.first_column[sample] + scores.index
         old = None if self.old_logprob is None else self.old_logprob[column]
         ref = None if self.ref_logprob is None else self.ref_logprob[column]
+        weights = self.token_weights[sample]
+        if self.importance is not None:
+            weights = weights * self.importance[column]
         out = policy_head(
             hidden,
             head,
             scores.rows,
             scores.targets,
             sample,
-            weights=self.token_weights[sample],
+            weights=weights,
             advantages=self.advantages,
             old_logprob=old,
             ref_logprob=ref,
@@ -205,3 +214,5 @@ class PolicyLoss:
         )
         for name, values in zip(self.names, columns, strict=True):
             self.sums.add(name, values)
+        if len(gap):
+            self.largest_gap = self.largest_gap.maximum((gap.abs() * ~aware).max().double())

@@ -8,7 +8,8 @@
 
 The policy-aware half is not importance-corrected toward the prompt it was sampled with; its gap
 is the metric `mpi/policy_gap_logp`. What is left out: an old-log-prob pass where the window is one
-step long (the first forward is the old one), and a frozen reference where beta is 0. Under LoRA
+step long (the first forward is the old one; not with importance weights, which need them before),
+and a frozen reference where beta is 0. Under LoRA
 the reference is the model with its adapter off.
 
     fastmpi rl --config rl.yaml
@@ -17,10 +18,11 @@ the reference is the model with its adapter off.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,7 @@ from fastmpi.rewards import RewardFunction, check_rewards
 from fastmpi.rollout.engine import Engine, Response
 from fastmpi.rollout.groups import ARMS
 from fastmpi.rollout.native import NativeEngine
+from fastmpi.stages.importance import importance_weights
 from fastmpi.stages.loop import Evaluate, Trainer
 from fastmpi.stages.objectives import HeadOptions, PolicyLoss
 from fastmpi.stages.profiling import region
@@ -47,6 +50,7 @@ from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
 from fastmpi.stages.rows import Rows, check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
 from fastmpi.stages.step import StepInput
+from fastmpi.stages.vllm_rollouts import VLLMRollouts
 from fastmpi.stages.window import Window
 
 if TYPE_CHECKING:
@@ -64,8 +68,8 @@ class PolicyRolloutTrainer(Trainer):
     """Stage 3. Rows need prompt and what the reward functions take (answer), and policy_id if any
     response of a group is policy-aware.
 
-    reward_funcs: one or more, see `rewards.py`. engine: samples the responses; by default the
-    model itself, in this process.
+    reward_funcs: one or more, see `rewards.py`. engine: samples the responses; by default vLLM if
+    the config says so, else the model itself, in this process.
     """
 
     stage = "rl"
@@ -88,6 +92,7 @@ class PolicyRolloutTrainer(Trainer):
     ) -> None:
         self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self.engine = engine
+        self.vllm = VLLMRollouts(self)
         self.reference: ForestModel | None = None
         self.window: Window | None = None
         self.steps_done = 0  # of the window
@@ -111,6 +116,8 @@ class PolicyRolloutTrainer(Trainer):
             raise ValueError(
                 f"accuracy_reward {self.accuracy!r} is no reward function: {', '.join(names)}"
             )
+        if self.args.use_vllm and self.engine is None:
+            self.vllm.check()
         self.sampler = self._make_sampler()
         if self.sampler.batches_per_epoch == 0:
             raise ValueError(
@@ -219,8 +226,32 @@ class PolicyRolloutTrainer(Trainer):
             policy_aware=part.policy_aware,
             old_logprob=part.old_logprob,
             ref_logprob=part.ref_logprob,
+            importance=self.importance(part),
             device=self.accelerator.device,
         )
+
+    def importance(self, part: Window) -> Tensor | None:
+        """(M,) weights of the correction toward training's own probabilities, if there is one."""
+        if not self.args.corrects_sampling:
+            return None
+        assert part.old_logprob is not None
+        return importance_weights(
+            part.old_logprob,
+            part.sampled_logprob,
+            part.lengths,
+            part.policy_aware,
+            mode=self.args.vllm_importance_sampling_mode,
+            clip_min=self.args.vllm_importance_sampling_clip_min,
+            clip_max=self.args.vllm_importance_sampling_clip_max,
+        )
+
+    def optimizer_step(self, step: StepInput) -> dict[str, float]:
+        metrics = super().optimizer_step(step)
+        assert isinstance(step.objective, PolicyLoss)
+        largest = float(self.gather(step.objective.largest_gap[None]).max())
+        if "sampling/sampling_logp_difference/mean" in metrics and math.isfinite(largest):
+            metrics["sampling/sampling_logp_difference/max"] = largest
+        return metrics
 
     # ---- a window of responses --------------------------------------------------------------
 
@@ -229,11 +260,13 @@ class PolicyRolloutTrainer(Trainer):
         Adds what there is to log to `metrics`."""
         began = time.perf_counter()
         waited = self.sampler.ahead.waited_s
-        with region("rollout"):
-            sampled, kept, batches = self.sampler.fill(self._engine(), self.state)
+        with region("rollout"), self._sampling() as engine:
+            sampled, kept, batches = self.sampler.fill(engine, self.state)
         metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
         metrics["perf/gen_s"] = time.perf_counter() - began
         metrics["perf/data_wait_s"] = self.sampler.ahead.waited_s - waited
+        if self.args.use_vllm:
+            metrics["perf/sync_s"] = self.vllm.sync_s
         if self.args.dynamic_sampling:
             metrics["sampling/batches"] = float(batches)
         if not self._all_full(kept, batches):
@@ -242,6 +275,8 @@ class PolicyRolloutTrainer(Trainer):
         with region("scoring"):
             window = self.with_logprobs(self.with_advantages(kept))
         metrics["perf/logp_s"] = time.perf_counter() - began
+        if self.args.corrects_sampling:
+            metrics |= self.importance_metrics(window)
         return window
 
     def _all_full(self, kept: Window, batches: int) -> bool:
@@ -269,7 +304,7 @@ class PolicyRolloutTrainer(Trainer):
     def with_logprobs(self, window: Window) -> Window:
         """Old and reference log-probs, policy-free, where the loss needs them."""
         old = reference = None
-        if self.steps_of_window > 1:
+        if self.steps_of_window > 1 or self.args.corrects_sampling:
             old = self.logprobs(window, self.model)
         if self.args.beta:
             off = self.model.adapter_disabled() if self.args.use_peft else nullcontext()
@@ -307,8 +342,14 @@ class PolicyRolloutTrainer(Trainer):
         assert found is not None
         return found
 
-    def _engine(self) -> Engine:
-        return self.engine or _TrainedModel(self)
+    @contextmanager
+    def _sampling(self) -> Iterator[Engine]:
+        """The engine, with the model's weights of now."""
+        if self.engine is None and self.args.use_vllm:
+            with self.vllm.awake() as engine:
+                yield engine
+        else:
+            yield self.engine or _TrainedModel(self)
 
     # ---- logs and checkpoints ---------------------------------------------------------------
 
@@ -318,9 +359,23 @@ class PolicyRolloutTrainer(Trainer):
         sums = rollout_sums(window, self.args.group_size, self.accuracy, saved)
         return rollout_metrics(window, self.reduce(sums), self.gather)
 
+    def importance_metrics(self, window: Window) -> dict[str, float]:
+        """Of the importance weights of policy-free tokens, on all processes."""
+        weights = self.importance(window)
+        assert weights is not None
+        free = weights[~torch.repeat_interleave(window.policy_aware, window.lengths)]
+        sums = self.reduce({"sum": float(free.sum()), "count": float(len(free))})
+        name = "sampling/importance_sampling_ratio"
+        return {
+            f"{name}/min": float(self.gather(free.min()[None]).min()),
+            f"{name}/mean": sums["sum"] / sums["count"],
+            f"{name}/max": float(self.gather(free.max()[None]).max()),
+        }
+
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """Rewards of one policy-free response to each row, sampled as in training."""
-        window = self.sampler.one_each(self._engine(), list(rows), self.state)
+        with self._sampling() as engine:
+            window = self.sampler.one_each(engine, list(rows), self.state)
         parts = {f"rewards/{n}/mean": float(v.nanmean()) for n, v in window.parts.items()}
         lengths = {"completions/mean_length": float(window.lengths.double().mean())}
         return {"reward": float(window.rewards.mean()), **parts, **lengths}

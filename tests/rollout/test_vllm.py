@@ -329,11 +329,17 @@ def answering(engine, monkeypatch, change) -> None:
     monkeypatch.setattr(engine.llm, "generate", generate)
 
 
+def scored(output, logprob: float) -> None:
+    output.logprobs[-1][output.token_ids[-1]].logprob = logprob
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda out: out.prompt_token_ids.append(1), "vLLM read 1?[0-9]+ tokens"),
         (lambda out: setattr(out.outputs[0], "finish_reason", "abort"), "by 'abort'"),
+        (lambda out: scored(out.outputs[0], float("nan")), "no finite log-prob"),
+        (lambda out: scored(out.outputs[0], -9999.0), "no finite log-prob"),
     ],
 )
 def test_answers_that_training_cannot_use(
