@@ -52,7 +52,10 @@ def same_value(first: str, second: str) -> bool:
         return first.strip() == second.strip()
     if isinstance(left, int) and isinstance(right, int):
         return left == right
-    return math.isclose(left, right, rel_tol=TOLERANCE, abs_tol=1e-12)
+    try:
+        return math.isclose(left, right, rel_tol=TOLERANCE, abs_tol=1e-12)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _value(node: ast.expr, depth: int) -> Number:

@@ -228,6 +228,11 @@ def test_same_value(first, second, same):
     assert same_value(first, second) is same
 
 
+def test_an_integer_beyond_all_floats_equals_no_float():
+    assert not same_value("9 ** 999", "1.5") and not same_value("1.5", "-9 ** 999")
+    assert same_value("9 ** 999", "9 ** 998 * 9")
+
+
 NUMBERS = st.integers(0, 999).map(str) | st.floats(0.001, 1e6).map(repr)
 EXPRESSIONS = st.recursive(
     NUMBERS,
