@@ -49,7 +49,7 @@ def forgetting_rows(
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     describe_rng, trace_rng = (np.random.default_rng([seed, stream]) for stream in (20, 21))
-    pictures = Path(folder).absolute() / "images"
+    pictures = Path(folder).resolve() / "images"
     pictures.mkdir(parents=True, exist_ok=True)
     described = [_describe(describe_rng, number, pictures) for number in range(count)]
     names = policy_names(trace_rng, count, TRACE_DEPTH, "compact")

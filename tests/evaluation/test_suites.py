@@ -97,6 +97,15 @@ def test_forgetting_asks_its_own_rows(ask):
     assert all(item["correct"] == (item["score"] == 1) for item in items)
 
 
+def test_a_folder_behind_a_link_takes_the_forgetting_suite_too(ask, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    made = ask(say=str, folder="link/eval", suites=["forgetting"], num_rows=1)
+    run_suites(made.evaluation)
+    items = EvaluationFolder(made.path).items("forgetting")
+    assert items[0]["images"] == ["images/describe_000000.png"]
+
+
 def test_tool_calls_have_their_own_figures(ask, data, tmp_path):
     call = '{"name": "OCR_v4", "arguments": {"image": "image/1.jpg"}}'
     row = {"policy_id": "p", "prompt": "which tool", "answer": call, "tool": "OCR"}
