@@ -84,7 +84,10 @@ class EvaluationFolder:
     @property
     def run(self) -> dict[str, Any]:
         """The content of run.json."""
-        return read_json(self.path / RUN)
+        found = read_json(self.path / RUN)
+        if "label" not in found or not isinstance(found.get("data"), dict):
+            raise ValueError(f"{self.path / RUN}: no evaluation; it lacks 'label' or 'data'")
+        return found
 
     @property
     def label(self) -> str:
@@ -111,7 +114,10 @@ class EvaluationFolder:
     def summary(self) -> dict[str, SuiteSummary]:
         """What came of each suite."""
         suites = read_json(self.path / SUMMARY).get("suites", {})
-        return {name: SuiteSummary.from_dict(values) for name, values in suites.items()}
+        try:
+            return {name: SuiteSummary.from_dict(values) for name, values in suites.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / SUMMARY} is damaged: {error}") from None
 
     def write_summary(self, suites: Mapping[str, SuiteSummary]) -> None:
         values = {name: suite.to_dict() for name, suite in suites.items()}

@@ -144,6 +144,13 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match="run.json: expected an object, found list"):
         read_json(tmp_path / "run.json")
+    (tmp_path / "run.json").write_text('{"label": "x"}')
+    with pytest.raises(ValueError, match="run.json: no evaluation"):
+        folder.data_path("test")
+    for damaged in ('{"task": 3}', '{"task": {"figures": {"accuracy": 1}}}', "[]"):
+        (tmp_path / "summary.json").write_text(f'{{"suites": {damaged}}}')
+        with pytest.raises(ValueError, match="summary.json is damaged"):
+            folder.summary()
 
 
 def test_responses_no_encoding_has_bytes_for(tmp_path):
