@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from fastmpi.files import write_whole
 from fastmpi.report.cards import gallery
 from fastmpi.report.chart import line_chart
 from fastmpi.report.content import ChartGroup, Part, Report
@@ -24,9 +25,9 @@ def write_page(report: Report, path: str | Path) -> Path:
     """Writes the page, replacing an older one in a single step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(path.suffix + ".partial")
-    unfinished.write_text(render_page(report), encoding="utf-8")
-    unfinished.replace(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; the page needs the name of a file")
+    write_whole(path, render_page(report))
     return path
 
 

@@ -161,6 +161,9 @@ def test_write_page_leaves_one_file(tmp_path):
     path = write_page(report(), tmp_path / "deep" / "report.html")
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    with pytest.raises(ValueError, match="deep is a folder"):
+        write_page(report(), path.parent)
+    assert [file.name for file in tmp_path.iterdir()] == ["deep"]
 
 
 def test_terminal_table_shows_the_same_numbers():
