@@ -123,8 +123,17 @@ def saved(
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
-    """mean(ours) - mean(theirs), paired by position."""
-    return _bootstrapped([ours, theirs], lambda drawn: (drawn[0] - drawn[1]).mean(-1))
+    """mean(ours) - mean(theirs), paired by position.
+
+    Where all pairs differ alike the bootstrap sees no spread. Then as many others as Wilson's
+    interval allows none of n to be seen may differ by 1 or -1, the most that scores can.
+    """
+    found = _bootstrapped([ours, theirs], lambda drawn: (drawn[0] - drawn[1]).mean(-1))
+    if found.low < found.high or not found.n:
+        return found
+    unseen = wilson_interval(0, found.n)[1]
+    middle = (1 - unseen) * found.value
+    return Figure(found.value, middle - unseen, middle + unseen, found.n)
 
 
 def paired(

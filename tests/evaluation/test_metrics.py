@@ -60,6 +60,15 @@ def test_scores_that_are_all_the_same_are_not_certain():
     assert metrics.mean_score([]) == NOTHING
 
 
+def test_differences_that_are_all_the_same_are_not_certain():
+    unseen = wilson_interval(0, 4)[1]
+    assert metrics.difference([1.0] * 4, [1.0] * 4) == Figure(0.0, -unseen, unseen, 4)
+    ahead = metrics.difference([1.0] * 4, [0.0] * 4)
+    assert (ahead.value, ahead.high) == (1.0, pytest.approx(1.0)) and -0.1 < ahead.low < 0.1
+    assert metrics.difference([1.0] * 100, [0.0] * 100).low > 0.9
+    assert metrics.difference([], []) == NOTHING
+
+
 def test_median_of_times_ignores_the_tail():
     figure = metrics.median([1.0] * 50 + [1.1] * 40 + [900.0] * 5)
     assert (figure.value, figure.high, figure.n) == (1.0, 1.1, 95)
