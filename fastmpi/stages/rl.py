@@ -401,6 +401,7 @@ class PolicyRolloutTrainer(Trainer):
 
     def close(self) -> None:
         self.sampler.close()
+        self.vllm.close()
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {"batches_drawn": torch.tensor(self.sampler.batches_drawn)}

@@ -7,6 +7,7 @@ beginning of the next, however many batches one takes.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,13 @@ class VLLMRollouts:
             yield self.engine
         finally:
             self.engine.sleep()
+
+    def close(self) -> None:
+        """Lets go of vLLM and its memory: what comes after the stage needs it."""
+        self.engine = self._synced_at = None
+        if torch.cuda.is_available():
+            gc.collect()  # vLLM's objects refer to each other
+            torch.cuda.empty_cache()
 
     def _make(self) -> VLLMEngine | VLLMServerEngine:
         args, trainer = self.trainer.args, self.trainer

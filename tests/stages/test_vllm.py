@@ -55,6 +55,7 @@ def test_a_few_steps_with_vllm(world, vllm) -> None:
     result = trainer.train()
     (llm,) = vllm.made
     assert result.global_step == 3
+    assert trainer.vllm.engine is None  # its memory is for what comes after
     assert llm.calls == ["reload_weights", "reset_prefix_cache", "generate"] * 3
     assert not torch.equal(seen[0], seen[2])
     torch.testing.assert_close(weights_of(llm), seen[2], rtol=0, atol=0)  # of the last window
