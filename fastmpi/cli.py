@@ -16,6 +16,7 @@ from fastmpi.commands.bench import bench
 from fastmpi.commands.command import Command
 from fastmpi.commands.data import clevr_policy, gta_policy
 from fastmpi.commands.env import env
+from fastmpi.commands.estimate import estimate
 from fastmpi.commands.evaluate import evaluate
 from fastmpi.commands.recipe import compare, run
 from fastmpi.commands.report import report
@@ -29,6 +30,7 @@ _COMMANDS = (
     Command("sft", "Stage 2: fine-tuning on responses, without the policy.", stage("sft")),
     Command("rl", "Stage 3: reinforcement learning with PolicyRollout.", stage("rl")),
     Command("run", "All stages of a recipe, each on the model before it.", run),
+    Command("estimate", "Memory, tokens and time of a recipe before it runs.", estimate),
     Command("compare", "Several methods of a recipe, in one table and one report.", compare),
     Command("eval", "How well a model follows its policies, in several suites.", evaluate),
     Command("report", "Any number of runs on one page: tables, curves, trees, answers.", report),

@@ -312,4 +312,5 @@ def rollout_memory(
 
 def capacity(tokens: int) -> int:
     """Tokens that a response's cache holds: 32, doubled until `tokens` fit."""
-    return _FIRST_CAPACITY * 2 ** max(0, math.ceil(math.log2(max(tokens, 1) / _FIRST_CAPACITY)))
+    doublings = math.ceil(math.log2(max(tokens, 1) / _FIRST_CAPACITY))
+    return _FIRST_CAPACITY << max(0, doublings)

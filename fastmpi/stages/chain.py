@@ -32,6 +32,7 @@ from fastmpi.stages.record import (
 
 if TYPE_CHECKING:
     from fastmpi.evaluation.folder import SuiteSummary
+    from fastmpi.models.forest_model import ForestModel
     from fastmpi.rewards import RewardFunction
 
 TRAINERS = {
@@ -139,7 +140,7 @@ def _only_main() -> Iterator[bool]:
 
 
 def build_trainer(
-    plan: StagePlan, model: str, data: DataFiles, *, trust_recipe_code: bool = False
+    plan: StagePlan, model: str | ForestModel, data: DataFiles, *, trust_recipe_code: bool = False
 ) -> Any:
     """The stage's trainer, with rows and policies read from their files."""
     module, name = TRAINERS[plan.kind]

@@ -1,17 +1,14 @@
-"""The memory formulas against what torch really holds: every storage that an operation makes, from
-its making until nothing refers to it."""
+"""The memory formulas against what torch really holds."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fastmpi.data.batch import ForestBatch
 from fastmpi.data.processor import Processor
@@ -31,40 +28,10 @@ from fastmpi.ops.token_logprob import token_loss
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.rollout.sampling import SamplingParams
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from allocations import Allocations  # noqa: E402
+
 TOLERANCE = 0.15  # of the target of the command
-
-
-class Allocations(TorchDispatchMode):
-    """Bytes of the storages that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, torch.Tensor):
-                self._see(value.untyped_storage())
-        return out
-
-    def hold(self, model: torch.nn.Module) -> None:
-        for parameter in model.parameters():
-            self._see(parameter.untyped_storage())
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.alive -= self._known.pop(key)
 
 
 def middling(family: str, folder: Any, dtype: torch.dtype, wide: int = 128) -> ForestModel:

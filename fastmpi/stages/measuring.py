@@ -1,0 +1,128 @@
+"""Seconds of a stage's optimiser step, measured on a few real ones in a folder of their own.
+
+Unusual: a first step warms up and is not counted, and in RL every response is sampled to a stated
+length, whatever the model would have said: time depends on little else, and nothing else is as
+unknown before a run.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmpi.stages.chain import build_trainer
+from fastmpi.stages.estimating import sized
+from fastmpi.stages.rl import PolicyRolloutTrainer, _TrainedModel
+from fastmpi.tracking import read_metrics
+
+if TYPE_CHECKING:
+    from fastmpi.data.samples import Prompt
+    from fastmpi.recipe import StagePlan
+    from fastmpi.rollout.engine import Response
+    from fastmpi.rollout.sampling import SamplingParams
+    from fastmpi.stages.record import DataFiles
+
+STEPS = 3
+_T_95 = 4.303  # Student's t at 97.5 % for the two degrees of freedom of three steps
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds. step: mean of an optimiser step, its share of a window's rollout and scoring with
+    it. spread: half of a 95 % interval of that mean. rollout: of step, sampling and scoring.
+    warm_up: what the first step took longer."""
+
+    step: float
+    spread: float
+    rollout: float
+    warm_up: float
+
+    def run(self, steps: int) -> tuple[float, float, float]:
+        """(seconds, low, high) of `steps` steps."""
+        middle, wide = self.warm_up + steps * self.step, steps * self.spread
+        return middle, max(self.warm_up, middle - wide), middle + wide
+
+
+def measure_stage(
+    plan: StagePlan,
+    model: str,
+    data: DataFiles,
+    folder: Path,
+    *,
+    response_tokens: int | None = None,
+    trust_recipe_code: bool = False,
+    trust_remote_code: bool = False,
+) -> StepTime:
+    """Runs a step to warm up and then three, or as many more as reach the next window of responses.
+
+    The trained weights land in `folder`, which is the caller's to remove.
+    """
+    plan, tokens = sized(plan, response_tokens)
+    plan = replace(plan, config=_short(plan.config, folder, trust_remote_code))
+    trainer = build_trainer(plan, model, data, trust_recipe_code=trust_recipe_code)
+    per_window = 1
+    if isinstance(trainer, PolicyRolloutTrainer):
+        trainer.engine = _FixedLength(trainer, tokens)
+        per_window = trainer.steps_of_window
+    trainer.total_steps = 1 + max(STEPS, per_window)
+    trainer.train()
+    return step_time(read_metrics(folder), per_window)
+
+
+def _short(config: Any, folder: Path, trust_remote_code: bool) -> Any:
+    changes: dict[str, Any] = {
+        "output_dir": str(folder),
+        "logging_steps": 1,
+        "eval_steps": 0,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "profile": False,
+        "trust_remote_code": trust_remote_code,
+    }
+    if hasattr(config, "dynamic_sampling"):
+        changes |= {
+            "dynamic_sampling": False,
+            "mask_truncated_completions": False,
+            "log_completions": False,
+        }
+    return replace(config, **changes)
+
+
+class _FixedLength:
+    """The engine of training, whose responses all have `tokens` tokens."""
+
+    def __init__(self, trainer: PolicyRolloutTrainer, tokens: int) -> None:
+        self.trainer, self.tokens = trainer, tokens
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        num_responses: int | Sequence[int],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> list[list[Response]]:
+        endless = replace(params, max_tokens=self.tokens, stop_token_ids=())
+        engine = _TrainedModel(self.trainer)
+        return engine.generate(prompts, num_responses, endless, streams=streams)
+
+
+def step_time(lines: Sequence[Mapping[str, float]], per_window: int) -> StepTime:
+    """From a line of metrics for each step, the first of which is the warm-up. per_window: steps
+    that a window of responses lasts; its rollout counts in equal shares."""
+    rollout = [line.get("perf/gen_s", 0.0) + line.get("perf/logp_s", 0.0) for line in lines]
+    update = [line["step_time"] - gen for line, gen in zip(lines, rollout, strict=True)]
+    windows = [seconds for seconds in rollout[1:] if seconds]
+    share = statistics.fmean(windows) / per_window if windows else 0.0
+    # Where every step samples, what varies is the whole of it.
+    counted = [line["step_time"] for line in lines] if per_window == 1 else update
+    last = counted[1:][-STEPS:]
+    spread = _T_95 * statistics.stdev(last) / math.sqrt(STEPS)
+    step = statistics.fmean(update[1:]) + share
+    first = lines[0]["step_time"] - statistics.fmean(update[1:]) - share * per_window
+    return StepTime(step, spread, share, max(0.0, first))

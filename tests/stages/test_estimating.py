@@ -1,0 +1,136 @@
+"""Estimates of whole stages, from a recipe's own rows, against the stages themselves."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmpi.data.rows import read_rows
+from fastmpi.models.skeleton import skeleton
+from fastmpi.recipe import Recipe
+from fastmpi.stages.chain import build_trainer
+from fastmpi.stages.estimating import estimate_stage, held_rows, recipe_data
+from fastmpi.stages.measuring import _FixedLength
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from allocations import Allocations  # noqa: E402
+
+STEPS = {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "max_steps": 2}
+RECIPE = {
+    "data": {
+        "clevr_policy": {
+            "world": "tiny",
+            "depth": 2,
+            "num_policies": 2,
+            "num_train": 12,
+            "num_cot": 12,
+            "num_test": 4,
+        }
+    },
+    "cpt": {**STEPS, "per_device_train_batch_size": 6, "max_tokens_per_microbatch": 300},
+    "sft": {**STEPS, "per_device_train_batch_size": 6, "gradient_checkpointing": False},
+    "rl": {
+        **STEPS,
+        "per_device_train_batch_size": 24,
+        "num_generations": 6,
+        "max_completion_length": 40,
+        "num_iterations": 2,
+        "beta": 0.1,
+        "gradient_checkpointing": False,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    return Recipe.from_dict({**RECIPE, "output_dir": str(tmp_path_factory.mktemp("run"))})
+
+
+@pytest.fixture(scope="module")
+def data(recipe, tmp_path_factory):
+    return recipe_data(recipe, tmp_path_factory.mktemp("estimate"))
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "rl"])
+def test_memory_and_tokens_are_those_of_the_stage(kind, recipe, data, tiny_folder, tmp_path):
+    if kind == "sft":
+        pytest.importorskip("peft")
+    plan, model = recipe.stage(kind), str(tiny_folder("qwen2_5_vl"))
+    said = estimate_stage(plan, model, data)
+    plan = replace(plan, config=replace(plan.config, output_dir=str(tmp_path / kind)))
+    trainer = build_trainer(plan, model, data)
+    if kind == "rl":
+        trainer.engine = _FixedLength(trainer, 40)
+    seen = []
+    step = trainer.optimizer_step
+    trainer.optimizer_step = lambda given: seen.append(step(given)) or seen[-1]
+    with Allocations() as count:
+        count.hold(trainer.model)
+        trainer.train()
+    assert said.peak == pytest.approx(count.peak, rel=0.15)
+    assert said.steps == said.scanned == 2
+    assert said.checkpointing == (kind == "cpt")
+    for name, value in (("perf/tokens", said.tokens), ("perf/merged_tokens", said.merged_tokens)):
+        # what random responses share by chance differs
+        near = 0.02 if kind == "rl" else 0
+        assert value == pytest.approx(np.mean([found[name] for found in seen]), rel=near)
+
+
+def test_checkpointing_both_ways(recipe, data, tiny_folder):
+    plan, model = recipe.stage("cpt"), str(tiny_folder("qwen2_5_vl"))
+    on = estimate_stage(plan, model, data)
+    off = estimate_stage(recipe.stage("cpt", {"gradient_checkpointing": False}), model, data)
+    assert (on.update, on.other) == (off.other, off.update)
+    assert on.update.activations < off.update.activations
+    assert on.flops > off.flops
+
+
+def test_a_rollout_is_counted_once_a_window(recipe, data, tiny_folder):
+    model = str(tiny_folder("qwen2_5_vl"))
+    short, long = (
+        estimate_stage(recipe.stage("rl"), model, data, response_tokens=n) for n in (10, 50)
+    )
+    assert short.rollout.responses == 24 and short.rollout.tokens == 240
+    assert short.rollout.merged_prompt_tokens < short.rollout.prompt_tokens
+    assert short.tokens + 24 * 40 == long.tokens
+    assert short.flops < long.flops
+    memory = long.rollout.memory
+    assert memory.shared < memory.unshared
+    assert long.update.reference == long.update.weights  # beta is above 0
+
+
+def test_other_families_have_no_counted_flops(recipe, data, tiny_folder):
+    found = estimate_stage(recipe.stage("cpt"), str(tiny_folder("llava")), data)
+    assert found.flops is None and found.peak > 0
+
+
+def test_what_is_not_counted_is_said(recipe, data, tiny_folder):
+    model = str(tiny_folder("qwen2_5_vl"))
+    plan = recipe.stage("rl", {"dynamic_sampling": True, "freeze_vision": False})
+    notes = estimate_stage(plan, model, data, device="cuda").notes
+    assert [note.split()[0] for note in notes] == ["the", "dynamic", "the"]
+    assert not estimate_stage(recipe.stage("cpt"), model, data, device="cpu").notes
+
+
+def test_data_are_made_outside_of_the_run(recipe, data):
+    assert not (Path(recipe.output_dir) / "data").exists()
+    assert len(read_rows(data.rows("train"))) == 24
+
+
+def test_a_skeleton_has_no_weights(tiny_folder, tmp_path):
+    model = skeleton(tiny_folder("qwen3_vl"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    with pytest.raises(ValueError, match="no model folder"):
+        skeleton(tmp_path / "none")
+
+
+def test_rows_that_an_engine_holds():
+    # 80 rows that both begin with, 20 and 30 of their own; the shorter is padded to the longer
+    paths = [np.arange(100), np.concatenate([np.arange(80), np.arange(100, 130)])]
+    assert held_rows(paths, 64) == 80 + 2 * 30
+    assert held_rows(paths, 200) == 2 * 110
+    assert held_rows([paths[0], paths[0]], 200) == 100
