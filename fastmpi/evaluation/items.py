@@ -114,7 +114,7 @@ def _verdict(
             "correct": call.overall == 1,
             "scores": scores,
         }
-        same_as_old = kept is not None and kept.overall == 1
+        same_as_old = kept is not None and _is_old(kept, call)
     else:
         text = boxed_answer(response)
         verdict = {"parsed": text, "correct": _same(text, row["answer"])}
@@ -122,6 +122,14 @@ def _verdict(
     if row.get("old_answer") not in (None, row["answer"]):
         verdict["kept_old"] = same_as_old
     return verdict
+
+
+def _is_old(kept: CallScore, call: CallScore) -> bool:
+    """Whether a call is the old rules': changed rules change its name, and free text may vary.
+
+    Where old and new call have the same name, the whole call tells them apart.
+    """
+    return kept.tool == 1 and (call.tool == 0 or kept.overall == 1)
 
 
 def _same(parsed: str | None, answer: str | None) -> bool:

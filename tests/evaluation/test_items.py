@@ -75,6 +75,8 @@ def test_what_is_parsed_of_a_call_is_the_call():
         (f"\\boxed{{{OLD}}}", OCR, OLD, True),
         (f"\\boxed{{{OCR}}}", OCR, OLD, False),
         ("nothing", OCR, OLD, False),
+        (f"\\boxed{{{BOX.replace('a cat', 'one cat')}}}", BOX.replace("v1", "v2"), BOX, True),
+        (f"\\boxed{{{BOX.replace('cat', 'dog')}}}", BOX.replace("cat", "dog"), BOX, False),
     ],
 )
 def test_old_answers_are_told_where_they_differ(response, answer, old, kept):
