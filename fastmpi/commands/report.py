@@ -11,8 +11,8 @@ FLAGS = {
     "output": Flag("output", str, "report.html", "The page."),
     "baseline": Flag("baseline", str | None, None, "Label of the run that others are compared "
                      "with; by default the first."),
-    "num_scenes": Flag("num_scenes", int, 6, "Questions with their pictures: so many that the "
-                       "last run answered wrong, and so many right."),
+    "num_questions": Flag("num_questions", int, 6, "Questions with their pictures: so many that "
+                          "the last run answered wrong, and so many right."),
 }  # fmt: skip
 
 

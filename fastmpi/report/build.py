@@ -17,7 +17,7 @@ from fastmpi.report.runs import Evaluation, Run, read_runs
 from fastmpi.report.suites import glance, parts
 from fastmpi.settings import did_you_mean
 
-NUM_SCENES = 6
+NUM_QUESTIONS = 6
 
 
 def report(
@@ -25,22 +25,22 @@ def report(
     output: str | Path,
     *,
     baseline: str | None = None,
-    num_scenes: int = NUM_SCENES,
+    num_questions: int = NUM_QUESTIONS,
 ) -> Report:
     """Reads the runs and writes the page; returns what stands on it."""
-    content = build_report(read_runs(folders), baseline=baseline, num_scenes=num_scenes)
+    content = build_report(read_runs(folders), baseline=baseline, num_questions=num_questions)
     write_page(content, output)
     return content
 
 
 def build_report(
-    runs: Sequence[Run], *, baseline: str | None = None, num_scenes: int = NUM_SCENES
+    runs: Sequence[Run], *, baseline: str | None = None, num_questions: int = NUM_QUESTIONS
 ) -> Report:
     """All evaluations are compared with the baseline, the first one unless another is named. The
-    page is about the one that has a control, else about the last. `num_scenes`: cards in each
+    page is about the one that has a control, else about the last. `num_questions`: cards in each
     gallery."""
-    if num_scenes < 0:
-        raise ValueError(f"num_scenes must not be negative, got {num_scenes}")
+    if num_questions < 0:
+        raise ValueError(f"num_questions must not be negative, got {num_questions}")
     evaluations = [e for run in runs for e in run.evaluations]
     against = _named(baseline, evaluations)
     subject = _subject(evaluations, against)
@@ -55,7 +55,7 @@ def build_report(
         baseline=against.label,
         curves=curve_groups(runs),
         policies=policy_part(evaluations, subject),
-        galleries=galleries(evaluations, subject, num_scenes),
+        galleries=galleries(evaluations, subject, num_questions),
         facts=fact_tables(evaluations),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from fastmpi.report.content import Gallery, Mark, SceneCard
+from fastmpi.report.content import Gallery, Mark, QuestionCard
 from fastmpi.report.markup import element, escape, folded
 
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
@@ -37,7 +37,7 @@ def image(source: bytes | None, alt: str) -> str:
     return element("img", src=data_uri(source), alt=alt).removesuffix("</img>")
 
 
-def _card(card: SceneCard) -> str:
+def _card(card: QuestionCard) -> str:
     pictures = [image(source, f"Picture of: {card.prompt[:BEGINNING]}") for source in card.images]
     shown = element("div", *pictures, class_="pictures") if pictures else ""
     head = element("header", shown, element("div", _question(card), _answer(card)))
@@ -47,7 +47,7 @@ def _card(card: SceneCard) -> str:
     return element("article", head, _marks(visible), more)
 
 
-def _question(card: SceneCard) -> str:
+def _question(card: QuestionCard) -> str:
     prompt = card.prompt.strip()
     if len(prompt) <= SHORT:
         return element("p", escape(prompt), class_="question")
@@ -55,7 +55,7 @@ def _question(card: SceneCard) -> str:
     return folded(f"{escape(beginning)} \u2026", element("pre", escape(prompt)))
 
 
-def _answer(card: SceneCard) -> str:
+def _answer(card: QuestionCard) -> str:
     label = element("span", "Right answer", class_="method")
     return element("p", label, " ", element("code", escape(card.answer)), class_="gold")
 

@@ -169,7 +169,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class SceneCard:
+class QuestionCard:
     """A test row and what each run answered; the first mark is the one it was chosen for.
 
     `images` are the bytes of PNG or JPEG files, None where a file is not there any more.
@@ -188,7 +188,7 @@ class Gallery:
 
     title: str
     note: str
-    cards: Sequence[SceneCard]
+    cards: Sequence[QuestionCard]
 
 
 @dataclass(frozen=True)

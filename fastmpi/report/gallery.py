@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastmpi.data.images import resolve_path
 from fastmpi.evaluation.metrics import Item
-from fastmpi.report.content import Gallery, Mark, SceneCard
+from fastmpi.report.content import Gallery, Mark, QuestionCard
 from fastmpi.report.pictures import picture
 from fastmpi.report.runs import Evaluation
 
@@ -63,10 +63,10 @@ def _answers(evaluation: Evaluation) -> list[Item]:
 
 def _card(
     item: Item, answers: Sequence[tuple[str, Mapping[str, Item]]], subject: Evaluation
-) -> SceneCard:
+) -> QuestionCard:
     marks = [_mark(name, found[item["id"]]) for name, found in answers if item["id"] in found]
     prompt = str(item.get("prompt", ""))
-    return SceneCard(
+    return QuestionCard(
         _images(item, subject.folder.pictures_folder("task")),
         cut(prompt, len(prompt), LONGEST_PROMPT),
         cut(str(item["answer"]), len(str(item["answer"])), LONGEST_PROMPT),

@@ -55,7 +55,7 @@ def compare(
     seconds["total"] = time.perf_counter() - began
     run = read_run(output)
     _write_summary(output / "summary.json", recipe, run, seconds)
-    content = build_report([run], num_scenes=comparison.num_scenes)
+    content = build_report([run], num_questions=comparison.num_questions)
     write_page(content, output / "report.html")
     return content
 

@@ -45,8 +45,8 @@ class Comparison(Settings):
     workers: int = 2
     """Processes that train and evaluate at the same time, with one thread each."""
 
-    num_scenes: int = 6
-    """Scenes of the test set that the report shows."""
+    num_questions: int = 6
+    """Wrong answers of a gallery of the report, and as many right ones."""
 
     title: str = "Methods compared"
     """Heading of the report."""
@@ -54,8 +54,8 @@ class Comparison(Settings):
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("there are no methods")
-        if self.workers < 1 or self.num_scenes < 0:
-            raise ValueError("workers must be at least 1 and num_scenes at least 0")
+        if self.workers < 1 or self.num_questions < 0:
+            raise ValueError("workers must be at least 1 and num_questions at least 0")
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
         known = [*STAGES, *self.variants]

@@ -17,7 +17,7 @@ def test_report_of_two_runs(tmp_path, capsys):
         make_evaluation(tmp_path / name, data, label=name, seed=seed)
     page = tmp_path / "pages" / "both.html"
     words = [str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(page)]
-    assert main(["report", *words, "--baseline", "two", "--num-scenes", "1"]) == 0
+    assert main(["report", *words, "--baseline", "two", "--num-questions", "1"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("- two reaches ") and shown.endswith(f"{page} is written\n")
     text = page.read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_mistakes_end_with_one_line(tmp_path, capsys):
         ([], "report needs a run: fastmpi report RUN..."),
         ([str(tmp_path)], f"{tmp_path} is no folder of `fastmpi eval`"),
         ([str(tmp_path / "one"), "--baseline", "on"], "no run is called 'on'; did you mean 'one'"),
-        ([str(tmp_path / "one"), "--num-scenes", "-1"], "num_scenes must not be negative"),
+        ([str(tmp_path / "one"), "--num-questions", "-1"], "num_questions must not be negative"),
         ([str(tmp_path / "one"), "--outptu", "x"], "unknown flag '--outptu'"),
     ):
         assert main(["report", *words]) == 2

@@ -25,8 +25,8 @@ from fastmpi.report.content import (
     Part,
     Policies,
     PolicyText,
+    QuestionCard,
     Row,
-    SceneCard,
     Span,
     Table,
     Tile,
@@ -56,7 +56,7 @@ def report(text: str = "question kavo") -> Report:
     """One of everything, with `text` wherever text can stand."""
     tree = TreeNode(text, text, TreeNode(text, share=1.0, n=3), TreeNode(text, share=0.0, n=1))
     marks = [Mark(text, text, verdict, text) for verdict in ("right", "partly", "wrong", "right")]
-    long = SceneCard([picture(), None], text * 40, text, marks, text)
+    long = QuestionCard([picture(), None], text * 40, text, marks, text)
     return Report(
         title=text, lead=text, tiles=[Tile(text, text, text)], findings=[text],
         glance=table(text), suites=[Part(text, text, [table(text, folded=True, heat=True)])],
@@ -66,7 +66,7 @@ def report(text: str = "question kavo") -> Report:
             [TreePanel(text, [(text, tree)]), TreePanel("b", [(text, tree)])], [table(text)],
             [PolicyText(text, [text, picture()])], [text], 1,
         ),
-        galleries=[Gallery(text, text, [long, SceneCard([], text, text, marks[:2])])],
+        galleries=[Gallery(text, text, [long, QuestionCard([], text, text, marks[:2])])],
         facts=[table(text, words=True)],
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_text_of_a_model_is_escaped_everywhere():
 
 
 def test_image_of_another_kind_is_refused():
-    card = SceneCard([b"<svg onload=alert(1)>"], "q", "a", [])
+    card = QuestionCard([b"<svg onload=alert(1)>"], "q", "a", [])
     with pytest.raises(ValueError, match="neither a PNG nor a JPEG"):
         render_page(Report("t", galleries=[Gallery("g", "", [card])]))
 

@@ -115,7 +115,7 @@ def test_rules_have_the_share_of_right_tools(tool_runs):
 
 def test_hostile_answers_are_escaped_cut_and_quick(tool_runs, tmp_path):
     began = time.perf_counter()
-    content = report(tool_runs, tmp_path / "report.html", num_scenes=12)
+    content = report(tool_runs, tmp_path / "report.html", num_questions=12)
     assert time.perf_counter() - began < 10  # three files of 10 MB are read
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < MOST_BYTES / 10
@@ -126,7 +126,7 @@ def test_hostile_answers_are_escaped_cut_and_quick(tool_runs, tmp_path):
 
 
 def test_galleries_tell_right_from_wrong(tool_runs):
-    wrong, right = build_report(read_runs(tool_runs), num_scenes=3).galleries
+    wrong, right = build_report(read_runs(tool_runs), num_questions=3).galleries
     assert {card.marks[0].verdict for card in wrong.cards} <= {"wrong", "partly"}
     assert {card.marks[0].verdict for card in right.cards} == {"right"}
     assert [mark.run for mark in right.cards[0].marks] == ["three", "one", "two"]
