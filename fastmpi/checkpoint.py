@@ -2,9 +2,10 @@
 
     checkpoint-{step}/     an ordinary model folder: config, weights, tokenizer, image processor
         trainer_state.json what was done so far, and of which model, settings and rows
-        state/             optimizer, rng, adapter and rollout as safetensors, one file per process
+        state/             optimizer, adapter and rollout as safetensors, and rng for each process
 
-The state has a folder of its own because servers load every `*.safetensors` beside a config. A
+None of it but rng depends on how many processes there are, so another number may continue. The
+state has a folder of its own because servers load every `*.safetensors` beside a config. A
 checkpoint is written aside, flushed to disk and renamed, so one that can be seen is whole. Nothing
 is pickled: neither torch's nor accelerate's own state files are read or written.
 """
@@ -142,13 +143,22 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def check_same_run(checkpoint: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """ValueError if a checkpoint belongs to another stage, model, data set or to other settings.
-    Both dicts: {"stage", "model", "rows", "policies", "processes", "config": {...}}; settings that
-    `expected` lacks are free."""
+    Both dicts: {"stage", "model", "rows", "policies", "samples_per_step", "steps_per_window",
+    "processes", "config": {...}}; settings that `expected` lacks are free, and so is the number of
+    processes."""
     for key in _WHAT:
         if found.get(key) != expected[key]:
             raise ValueError(
                 f"{checkpoint} is of another {_WHAT[key]}: it has {key} "
                 f"{str(found.get(key))[:16]}, this run {str(expected[key])[:16]}"
+            )
+    for key, what in _SIZES.items():
+        if found.get(key) != expected[key]:
+            raise ValueError(
+                f"{checkpoint} has {found.get(key)} {what} on {found.get('processes')} processes, "
+                f"this run {expected[key]} on {expected['processes']}: per_device_train_batch_size "
+                "* gradient_accumulation_steps * processes must stay the same, and so must "
+                "steps_per_generation / gradient_accumulation_steps"
             )
     for key, value in expected["config"].items():
         if found["config"].get(key) != value:
@@ -163,7 +173,10 @@ _WHAT = {
     "model": "model",
     "rows": "data set",
     "policies": "set of policies",
-    "processes": "number of processes",
+}
+_SIZES = {
+    "samples_per_step": "samples a step",
+    "steps_per_window": "steps for each window of responses",
 }
 
 

@@ -15,12 +15,15 @@ from typing import Literal
 from fastmpi.settings import Settings
 
 # Settings a resumed run may change: they decide where and how fast, or how far, never what.
-# The cut into micro-batches is one of them, because a step does not depend on it.
+# The cut into micro-batches is one of them, because a step does not depend on it, and so is that
+# into processes: of how much a device takes, only the product over all of them must stay.
 FREE_ON_RESUME = frozenset(
     {
         "attention_backend",
+        "ddp_timeout",
         "disable_tqdm",
         "eval_steps",
+        "gradient_accumulation_steps",
         "gradient_checkpointing",
         "dataloader_prefetch_factor",
         "log_completions",
@@ -29,12 +32,14 @@ FREE_ON_RESUME = frozenset(
         "max_tokens_per_microbatch",
         "num_train_epochs",
         "output_dir",
+        "per_device_train_batch_size",
         "profile",
         "report_to",
         "save_steps",
         "save_strategy",
         "save_total_limit",
         "share_prefix",
+        "steps_per_generation",
         "trust_remote_code",
         "vllm_enable_sleep_mode",
         "vllm_gpu_memory_utilization",
@@ -166,6 +171,10 @@ class TrainingConfig(Settings):
     """Profile three optimiser steps, after two others: a Chrome trace and a table of the ten
     dearest regions in output_dir/profile."""
 
+    ddp_timeout: int = 1800
+    """Seconds that a process waits for the others before it gives up. A process that dies ends the
+    others at once; this is for those that hang."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with the model's folder."""
 
@@ -181,6 +190,7 @@ class TrainingConfig(Settings):
             "lora_alpha",
             "logging_steps",
             "save_steps",
+            "ddp_timeout",
         )
         _check_at_least(
             self,
@@ -211,6 +221,11 @@ class TrainingConfig(Settings):
     def samples_per_step(self) -> int:
         """Samples of one device in one optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def steps_per_window(self) -> int:
+        """Optimiser steps that are prepared together."""
+        return 1
 
 
 @dataclass(kw_only=True)

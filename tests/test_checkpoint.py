@@ -120,13 +120,15 @@ def test_fingerprint_sees_names_shapes_and_values() -> None:
         ({"model": "b" * 64}, "is of another model"),
         ({"rows": "b" * 64}, "is of another data set"),
         ({"policies": "b" * 64}, "is of another set of policies"),
-        ({"processes": 2}, "is of another number of processes"),
+        ({"samples_per_step": 8}, "has 4 samples a step on 1 processes, this run 8 on 1"),
+        ({"steps_per_window": 2}, "has 1 steps for each window of responses on 1 processes"),
         ({"config": {"seed": 2}}, "was made with seed = 1, this run has 2"),
     ],
 )
 def test_another_run(change: dict, message: str) -> None:
     found = {"stage": "sft", "model": "a", "rows": "a", "policies": "a", "processes": 1}
+    found |= {"samples_per_step": 4, "steps_per_window": 1}
     found["config"] = {"seed": 1}
-    checkpoint.check_same_run(Path("c"), found, found)
+    checkpoint.check_same_run(Path("c"), found, {**found, "processes": 3})
     with pytest.raises(ValueError, match=message):
         checkpoint.check_same_run(Path("c"), found, {**found, **change})

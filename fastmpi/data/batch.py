@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastmpi.data.images import Image
 from fastmpi.data.samples import Prompt, Sample
-from fastmpi.ops.bins import plan_microbatches
+from fastmpi.ops.bins import plan_microbatches, plan_ranks
 from fastmpi.ops.forest import ForestLayout, build_forest
 from fastmpi.ops.positions import linear_forest_positions, mrope_forest_positions
 from fastmpi.ops.tokens import assign_image_slots, feature_rows
@@ -175,6 +175,32 @@ def microbatches(
     ]
 
 
+def plan_shares(
+    outlines: Sequence[Prompt],
+    groups: np.ndarray,  # (S,) int64
+    num_shares: int,
+    rule: TokenRule,
+    max_tokens: int,
+    *,
+    share: bool = True,
+) -> list[list[np.ndarray]]:
+    """Who runs what when several processes take a step: indices of the samples of each micro-batch
+    of each process, see `ops.bins.plan_ranks`. outlines: all samples of the step, see `outline`."""
+    return plan_ranks(
+        *_shown(outlines, rule.image_token_id), groups, num_shares, max_tokens, share=share
+    )
+
+
+def outline(sample: Prompt | Sample) -> Prompt:
+    """What planning needs of a sample: its ids (int32), and which pictures it shows, not their
+    pixels."""
+    images = tuple(replace(image, stored=_NO_PIXELS, values=None) for image in sample.images)
+    return Prompt(sample.ids.astype(np.int32), images)
+
+
+_NO_PIXELS = torch.zeros(0)
+
+
 @dataclass(frozen=True)
 class _Packed:
     """Samples end to end, pictures reduced to the distinct ones."""
@@ -188,27 +214,45 @@ class _Packed:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], image_token_id: int) -> _Packed:
-        images = {image.key: image for sample in samples for image in sample.images}
-        slot = {key: number for number, key in enumerate(images)}
-        shown = [slot[image.key] for sample in samples for image in sample.images]
-        tokens_per_image = np.array([image.num_tokens for image in images.values()], np.int32)
-        ids = _concat([sample.ids for sample in samples], np.int64)
-        offsets = _offsets([len(sample.ids) for sample in samples])
+        images = _distinct(samples)
+        ids, slots, offsets = _shown(samples, image_token_id)
         return cls(
             ids=ids,
             weights=_concat([sample.weights for sample in samples], np.float32),
-            slots=assign_image_slots(
-                ids,
-                offsets,
-                image_token_id,
-                np.array(shown, np.int32),
-                _offsets([len(sample.images) for sample in samples]),
-                tokens_per_image,
-            ),
+            slots=slots,
             offsets=offsets,
             images=tuple(images.values()),
-            tokens_per_image=tokens_per_image,
+            tokens_per_image=_tokens_per_image(images),
         )
+
+
+def _shown(
+    samples: Sequence[Prompt | Sample], image_token_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples end to end: ids (N,), the number of the distinct picture that each token shows (N,),
+    -1 for text, and where each sample begins (S + 1,)."""
+    images = _distinct(samples)
+    slot = {key: number for number, key in enumerate(images)}
+    shown = [slot[image.key] for sample in samples for image in sample.images]
+    ids = _concat([sample.ids for sample in samples], np.int64)
+    offsets = _offsets([len(sample.ids) for sample in samples])
+    slots = assign_image_slots(
+        ids,
+        offsets,
+        image_token_id,
+        np.array(shown, np.int32),
+        _offsets([len(sample.images) for sample in samples]),
+        _tokens_per_image(images),
+    )
+    return ids, slots, offsets
+
+
+def _distinct(samples: Sequence[Prompt | Sample]) -> dict[str, Image]:
+    return {image.key: image for sample in samples for image in sample.images}
+
+
+def _tokens_per_image(images: dict[str, Image]) -> np.ndarray:
+    return np.array([image.num_tokens for image in images.values()], np.int32)
 
 
 def _positions(

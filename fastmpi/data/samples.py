@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +21,28 @@ class Prompt:
 
     ids: np.ndarray
     images: tuple[Image, ...] = ()
+
+
+class LazyPrompt(Prompt):
+    """A prompt that `make` makes when it is first looked at; most never are where another process
+    holds what was sampled from it."""
+
+    def __init__(self, make: Callable[[], Prompt]) -> None:
+        object.__setattr__(self, "_make", make)
+
+    @cached_property
+    def _made(self) -> Prompt:
+        return self._make()
+
+    _make: Callable[[], Prompt]
+
+    @property
+    def ids(self) -> np.ndarray:  # type: ignore[override]
+        return self._made.ids
+
+    @property
+    def images(self) -> tuple[Image, ...]:  # type: ignore[override]
+        return self._made.images
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,14 +22,16 @@ from torch import Tensor
 
 from fastmpi import checkpoint as checkpoints
 from fastmpi.config import FREE_ON_RESUME, TrainingConfig
+from fastmpi.data.cache import BoundedCache
 from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.features import FeatureCache
+from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.profiling import StepProfiler, region
 from fastmpi.stages.rows import Rows, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
-from fastmpi.stages.step import OptimizerStep, StepInput, TrainState
+from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker, check_report_to
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class Trainer(OptimizerStep, ABC):
         evaluate: Evaluate | None = None,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         if train_dataset is None:
             raise ValueError(f"{type(self).__name__} needs a train_dataset")
@@ -88,7 +92,10 @@ class Trainer(OptimizerStep, ABC):
             given = type(self.args).__name__
             raise ValueError(f"args must be a {self.config_class.__name__}, not {given}")
         # Without a device accelerate must be told so, or it takes each process for the only one.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=self.args.ddp_timeout))
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience]
+        )
         _check_distribution(self.accelerator)
         self.rows = Rows(train_dataset, self.columns)
         self.eval_rows = None if eval_dataset is None else Rows(eval_dataset, self.columns)
@@ -98,6 +105,7 @@ class Trainer(OptimizerStep, ABC):
         if processing_class is not None:  # what samples and what is saved must be the same one
             self.model.processor = processing_class
         self.processor = self.model.processor
+        self.outlines = BoundedCache(MAX_OUTLINE_BYTES)
         self.state = TrainState()
         self.means = RunningMeans()
         self._tracker: Tracker | None = None
@@ -133,8 +141,8 @@ class Trainer(OptimizerStep, ABC):
 
     @abstractmethod
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the stage must keep to continue: JSON values (of the run) and tensors (of this
-        process)."""
+        """What the stage must keep to continue, the same on all processes: JSON values and
+        tensors."""
 
     @abstractmethod
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -159,6 +167,10 @@ class Trainer(OptimizerStep, ABC):
                 f"{others[-1]} is newer than {found}: remove what comes after the checkpoint to "
                 "continue from, or choose another output_dir"
             )
+        with lifeline(self.accelerator):
+            return self._train(found)
+
+    def _train(self, found: Path | None) -> TrainResult:
         self.begin()
         if found is not None:
             load_checkpoint(self, found)
@@ -249,6 +261,8 @@ class Trainer(OptimizerStep, ABC):
             "rows": self.rows.digest,
             "policies": policies_digest(self.policies),
             "processes": self.accelerator.num_processes,
+            "samples_per_step": self.args.samples_per_step * self.accelerator.num_processes,
+            "steps_per_window": self.args.steps_per_window,
             "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},
         }
         self.choose_trained()

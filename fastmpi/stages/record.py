@@ -20,7 +20,14 @@ from fastmpi.recipe import FILES, StagePlan
 
 RECORD = "stage.json"
 # Where things lie and what is shown does not change what a stage makes.
-_NOT_MADE_FROM = ("output_dir", "report_to", "disable_tqdm", "logging_steps", "profile")
+_NOT_MADE_FROM = (
+    "output_dir",
+    "report_to",
+    "disable_tqdm",
+    "logging_steps",
+    "profile",
+    "ddp_timeout",
+)
 
 
 @dataclass(frozen=True)

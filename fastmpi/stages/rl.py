@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fastmpi.config import PolicyRolloutConfig
-from fastmpi.data.batch import ForestBatch
+from fastmpi.data.batch import ForestBatch, outline
 from fastmpi.data.prompts import render
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.ops.group_advantage import group_advantage
@@ -46,15 +46,23 @@ from fastmpi.stages.importance import importance_weights
 from fastmpi.stages.loop import Evaluate, Trainer
 from fastmpi.stages.objectives import HeadOptions, PolicyLoss
 from fastmpi.stages.profiling import region
-from fastmpi.stages.rollout_metrics import rollout_metrics, rollout_sums
+from fastmpi.stages.rollout_metrics import rollout_metrics
 from fastmpi.stages.rows import Rows, check_length, policy_of
 from fastmpi.stages.sampler import WindowSampler
-from fastmpi.stages.step import StepInput
+from fastmpi.stages.shares import (
+    OwnShare,
+    all_columns,
+    joined_over_processes,
+    lazy_prompts,
+    own_share,
+)
+from fastmpi.stages.step import StepInput, outline_bytes
 from fastmpi.stages.vllm_rollouts import VLLMRollouts
 from fastmpi.stages.window import Window
 
 if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
+    from fastmpi.data.samples import Prompt
     from fastmpi.policies import Policy
 
 
@@ -134,16 +142,19 @@ class PolicyRolloutTrainer(Trainer):
                 raise ValueError(
                     f"row {row['id']!r}: {name!r} is what rewards are given, not a column"
                 )
-            length = self._check_prompt(row)
+            length = self._check_prompt(row, index)
             if self.args.policy_generations:
                 self.policy_tokens[index] = self._policy_tokens(row, length)
 
         for row in self.eval_rows or []:
             self._check_prompt(row)
 
-    def _check_prompt(self, row: dict[str, Any]) -> int:
+    def _check_prompt(self, row: dict[str, Any], index: int | None = None) -> int:
         """Tokens of the policy-free prompt, which must leave room for the response."""
-        length = len(render(row, self.processor, folder=self.image_folder).ids)
+        prompt = render(row, self.processor, folder=self.image_folder)
+        if index is not None and self.accelerator.num_processes > 1:
+            self.outlines.get(index, lambda: outline(prompt), outline_bytes)
+        length = len(prompt.ids)
         longest = length + self.args.max_completion_length
         budget = self.args.max_tokens_per_microbatch
         check_length(row, longest, budget, "prompt with max_completion_length")
@@ -170,6 +181,7 @@ class PolicyRolloutTrainer(Trainer):
             image_folder=self.image_folder,
             rank=self.accelerator.process_index,
             size=self.accelerator.num_processes,
+            of_all=self.of_all,
         )
 
     @property
@@ -197,12 +209,13 @@ class PolicyRolloutTrainer(Trainer):
             self.steps_done = 0
             if self.window is None:
                 return None
-        size = self.args.samples_per_step
+        size = self.args.samples_per_step * self.accelerator.num_processes
         first = self.steps_done % self.args.steps_per_window * size
         self.steps_done += 1
         part = self.window.part(first, first + size)
         table = (lambda: self.completions(part)) if self.args.log_completions else None
-        return StepInput(part.samples(), self.objective(part), metrics, table)
+        own = own_share(self, part)
+        return StepInput(own.part.samples(), self.objective(own.part), metrics, table, own.batches)
 
     def objective(self, part: Window) -> PolicyLoss:
         """The loss of one step's responses, normalised over all of the step."""
@@ -280,26 +293,23 @@ class PolicyRolloutTrainer(Trainer):
         return window
 
     def _all_full(self, kept: Window, batches: int) -> bool:
-        """Whether every process filled its window; else says in `state` why the run ends."""
-        wanted = self.args.groups_per_window
+        """Whether the window is full; else says in `state` why the run ends."""
+        wanted = self.sampler.rows_per_batch
         found = len(kept) // self.args.group_size
-        short = self.reduce({"short": float(found < wanted)})["short"]
-        if short:
+        if found < wanted:
             low, high = self.args.dynamic_sampling_range
             self.state.stopped = (
                 f"dynamic sampling found {found} of {wanted} groups with a mean {self.accuracy} in "
                 f"({low}, {high}) among {batches} batches of rows (max_resample_batches); the rest "
                 "is solved, or out of reach"
             )
-        return not short
+        return found >= wanted
 
     def with_advantages(self, window: Window) -> Window:
         """Advantages over the pooled groups, of both arms together."""
-        rewards = self.gather(window.rewards)
-        groups = torch.arange(len(rewards)) // self.args.group_size
-        pooled = group_advantage(rewards, groups, scale=self.args.scale_rewards).advantages
-        first = self.accelerator.process_index * len(window)
-        return replace(window, advantages=pooled[first : first + len(window)])
+        groups = torch.arange(len(window)) // self.args.group_size
+        pooled = group_advantage(window.rewards, groups, scale=self.args.scale_rewards)
+        return replace(window, advantages=pooled.advantages)
 
     def with_logprobs(self, window: Window) -> Window:
         """Old and reference log-probs, policy-free, where the loss needs them."""
@@ -314,9 +324,15 @@ class PolicyRolloutTrainer(Trainer):
 
     def logprobs(self, window: Window, model: Callable[..., Any]) -> Tensor:
         """(M,) log-probs of all response tokens after (image, question), at the sampling
-        temperature; float32, float64 of a float64 model."""
-        first_column = window.first_column.to(self.accelerator.device)
-        found: Tensor | None = None
+        temperature; float32, float64 of a float64 model. Each process makes its share."""
+        own = own_share(self, window)
+        return all_columns(self, window, own, self._own_logprobs(own, model))
+
+    def _own_logprobs(self, own: OwnShare, model: Callable[..., Any]) -> Tensor:
+        """(m,) of the responses of `own` alone."""
+        first_column = own.part.first_column.to(self.accelerator.device)
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        found = torch.empty(len(own.part.ids), dtype=dtype)
 
         def score_batch(
             batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
@@ -334,12 +350,9 @@ class PolicyRolloutTrainer(Trainer):
             return first_column[sample] + scores.index, logprob
 
         with torch.no_grad():
-            for batch in self.microbatches(window.samples()):
+            for batch in own.batches or self.microbatches(own.part.samples()):
                 column, logprob = self.forward(batch, score_batch, model)
-                if found is None:
-                    found = torch.empty(len(window.ids), dtype=logprob.dtype)
                 found[column.cpu()] = logprob.cpu()
-        assert found is not None
         return found
 
     @contextmanager
@@ -351,13 +364,24 @@ class PolicyRolloutTrainer(Trainer):
         else:
             yield self.engine or _TrainedModel(self)
 
+    def of_all(self, window: Window) -> Window:
+        """The responses of all processes, in the order of their ranks, from each one's own."""
+        return joined_over_processes(self, window, self.prompt)
+
+    def prompt(self, row: int) -> Prompt:
+        """The policy-free prompt of a row of the data set."""
+        return render(self.rows[row], self.processor, folder=self.image_folder)
+
+    def outline(self, row: int) -> Prompt:
+        """The same without its pixels, kept."""
+        return self.outlines.get(row, lambda: outline(self.prompt(row)), outline_bytes)
+
     # ---- logs and checkpoints ---------------------------------------------------------------
 
     def log_window(self, window: Window) -> dict[str, float]:
         """Metrics of everything sampled for a window, on all processes."""
         saved = self.policy_tokens[window.rows.numpy()]
-        sums = rollout_sums(window, self.args.group_size, self.accuracy, saved)
-        return rollout_metrics(window, self.reduce(sums), self.gather)
+        return rollout_metrics(window, self.args.group_size, self.accuracy, saved)
 
     def importance_metrics(self, window: Window) -> dict[str, float]:
         """Of the importance weights of policy-free tokens, on all processes."""
@@ -414,11 +438,8 @@ class PolicyRolloutTrainer(Trainer):
         self.window = None
         if values["steps_done"] is not None:
             self.steps_done = int(values["steps_done"])
-            prompts = [
-                render(self.rows[i], self.processor, folder=self.image_folder)
-                for i in tensors["rows"].tolist()
-            ]
-            self.window = Window.from_tensors(tensors, prompts)
+            rows = tensors["rows"].tolist()
+            self.window = Window.from_tensors(tensors, lazy_prompts(rows, self.prompt))
 
 
 class _TrainedModel(NativeEngine):

@@ -1,18 +1,15 @@
 """What the logs say about sampled responses; TRL's names where TRL has them.
 
-Unusual: every metric comes from sums that add up over processes, which may have sampled unequally
-many responses. With dynamic sampling the metrics are of all responses sampled, not of those kept:
-the kept ones are chosen to be half right.
+Unusual: with dynamic sampling the metrics are of all responses sampled, not of those kept: the kept
+ones are chosen to be half right.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fastmpi.rollout.groups import ARMS
 
@@ -22,9 +19,35 @@ if TYPE_CHECKING:
 Sums = dict[str, float]
 
 
-def rollout_sums(window: Window, group_size: int, accuracy: str, policy_tokens: np.ndarray) -> Sums:
-    """Sums and counts over the responses of one process. policy_tokens: (S,), what each prompt
-    saves by not showing the policy."""
+def rollout_metrics(
+    window: Window, group_size: int, accuracy: str, policy_tokens: np.ndarray
+) -> dict[str, float]:
+    """Of all responses of `window`. accuracy: the reward function that says right or wrong.
+    policy_tokens: (S,), what each prompt saves by not showing the policy."""
+    sums = _rollout_sums(window, group_size, accuracy, policy_tokens)
+    means = {
+        name.removesuffix("#"): sums[name.removesuffix("#")] / count
+        for name, count in sums.items()
+        if name.endswith("#") and count
+    }
+    metrics: dict[str, float] = {}
+    for name, mean in means.items():
+        if name.startswith("rewards/"):
+            variance = max(sums[f"{name}^2"] / sums[f"{name}#"] - mean**2, 0.0)
+            metrics |= {f"{name}/mean": mean, f"{name}/std": math.sqrt(variance)}
+        else:
+            metrics[name] = mean
+    metrics["completions/min_length"] = float(window.lengths.min())
+    metrics["completions/max_length"] = float(window.lengths.max())
+    aware = metrics.get(f"accuracy/{ARMS[1]}", 0.0)
+    if aware and f"accuracy/{ARMS[0]}" in metrics:
+        metrics["mpi/internalization"] = metrics[f"accuracy/{ARMS[0]}"] / aware
+    return metrics
+
+
+def _rollout_sums(
+    window: Window, group_size: int, accuracy: str, policy_tokens: np.ndarray
+) -> Sums:
     rewards = window.rewards.numpy()
     groups = rewards.reshape(-1, group_size)
     deviations = groups.std(1, ddof=1)
@@ -43,31 +66,6 @@ def rollout_sums(window: Window, group_size: int, accuracy: str, policy_tokens: 
         columns[f"reward/{arm}"] = rewards[mask]
         columns[f"accuracy/{arm}"] = window.parts[accuracy].numpy()[mask]
     return {key: value for name, column in columns.items() for key, value in _sums(name, column)}
-
-
-def rollout_metrics(
-    window: Window, sums: Mapping[str, float], gather: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, float]:
-    """The metrics from `rollout_sums` added over all processes."""
-    means = {
-        name.removesuffix("#"): sums[name.removesuffix("#")] / count
-        for name, count in sums.items()
-        if name.endswith("#") and count
-    }
-    metrics: dict[str, float] = {}
-    for name, mean in means.items():
-        if name.startswith("rewards/"):
-            variance = max(sums[f"{name}^2"] / sums[f"{name}#"] - mean**2, 0.0)
-            metrics |= {f"{name}/mean": mean, f"{name}/std": math.sqrt(variance)}
-        else:
-            metrics[name] = mean
-    lengths = window.lengths.double()
-    metrics["completions/min_length"] = float(gather(lengths.min()[None]).min())
-    metrics["completions/max_length"] = float(gather(lengths.max()[None]).max())
-    aware = metrics.get(f"accuracy/{ARMS[1]}", 0.0)
-    if aware and f"accuracy/{ARMS[0]}" in metrics:
-        metrics["mpi/internalization"] = metrics[f"accuracy/{ARMS[0]}"] / aware
-    return metrics
 
 
 def _sums(name: str, values: np.ndarray) -> list[tuple[str, float]]:

@@ -7,7 +7,7 @@ random numbers its groups use follow from that number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,9 @@ class DrawnRows:
 
 
 class WindowSampler:
-    """One process's share of every window. accuracy: the reward function that dynamic sampling
-    looks at. rank, size: of this process among all."""
+    """Samples this process's share of every window. accuracy: the reward function that dynamic
+    sampling looks at. rank, size: of this process among all. of_all: makes the processes' batches
+    one, the same on every process."""
 
     def __init__(
         self,
@@ -62,10 +63,12 @@ class WindowSampler:
         image_folder: Path | None = None,
         rank: int = 0,
         size: int = 1,
+        of_all: Callable[[Window], Window] = lambda window: window,
     ) -> None:
         self.args, self.rows, self.processor = args, rows, processor
         self.policies, self.reward_funcs, self.accuracy = policies, reward_funcs, accuracy
         self.image_folder, self.rank, self.size = image_folder, rank, size
+        self.of_all = of_all
         self.batches_drawn = 0
         depth = args.dataloader_prefetch_factor
         self.ahead = Prefetcher(self.draw, depth=depth, size=lambda drawn: drawn.num_bytes)
@@ -82,15 +85,16 @@ class WindowSampler:
         return len(self.rows) // self.rows_per_batch
 
     def fill(self, engine: Engine, trainer_state: Any) -> tuple[Window, Window, int]:
-        """(everything sampled, the groups to train on, batches drawn). Fewer groups than a window
-        holds if max_resample_batches did not give enough."""
+        """(everything sampled, the groups to train on, batches drawn), of all processes together,
+        which draw equally many batches. Fewer groups than a window holds if max_resample_batches
+        did not give enough."""
         sampled: list[Window] = []
         kept: list[Window] = []
-        wanted = self.args.groups_per_window * self.args.group_size
+        wanted = self.rows_per_batch * self.args.group_size
         while not sampled or (
             sum(map(len, kept)) < wanted and len(sampled) < self.args.max_resample_batches
         ):
-            sampled.append(self.batch(engine, trainer_state))
+            sampled.append(self.of_all(self.batch(engine, trainer_state)))
             kept.append(self._informative(sampled[-1]))
         return Window.join(sampled), Window.join(kept).part(0, wanted), len(sampled)
 

@@ -33,28 +33,33 @@ def save_checkpoint(trainer: Trainer) -> None:
         is_main=accelerator.is_main_process,
         barrier=accelerator.wait_for_everyone,
     ) as folder:
-        own = {"rng": checkpoints.rng_state(), "rollout": stage_tensors}
-        for name, tensors in own.items():
-            checkpoints.write_tensors(checkpoints.state_path(folder, name, rank, size), tensors)
+        rng = checkpoints.state_path(folder, "rng", rank, size)
+        checkpoints.write_tensors(rng, checkpoints.rng_state())
         if accelerator.is_main_process:
+            rollout = checkpoints.state_path(folder, "rollout")
+            checkpoints.write_tensors(rollout, stage_tensors)
             _write_shared(trainer, folder, stage_values)
     if accelerator.is_main_process:
         checkpoints.prune(args.output_dir, args.save_total_limit)
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Put everything back as it was; ValueError for a checkpoint of another run."""
+    """Put everything back as it was; ValueError for a checkpoint of another run.
+
+    Where there are more processes than saved it, the further ones keep the random generators that
+    they have: only reward functions draw from them."""
     state = checkpoints.read_state(folder)
     checkpoints.check_same_run(folder, state, trainer.identity)
-    rank, size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rank, size = trainer.accelerator.process_index, int(state["processes"])
     _load_weights(trainer, folder)
     moments = checkpoints.read_tensors(checkpoints.state_path(folder, "optimizer"))
     load_optimizer_tensors(trainer.optimizer, trainer.parameters, moments)
-    rng = checkpoints.read_tensors(checkpoints.state_path(folder, "rng", rank, size))
-    checkpoints.set_rng_state(rng)
+    if rank < size:
+        rng = checkpoints.read_tensors(checkpoints.state_path(folder, "rng", rank, size))
+        checkpoints.set_rng_state(rng)
     trainer.state = TrainState(**{**state["train"], "stopped": None})
     trainer.means.load_state_dict(state["means"])
-    rollout = checkpoints.read_tensors(checkpoints.state_path(folder, "rollout", rank, size))
+    rollout = checkpoints.read_tensors(checkpoints.state_path(folder, "rollout"))
     trainer.load_state_dict(state["stage_state"], rollout)
 
 

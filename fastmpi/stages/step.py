@@ -6,17 +6,21 @@ the gradients of micro-batches, accumulation steps and processes simply add up.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastmpi.config import TrainingConfig
-from fastmpi.data.batch import ForestBatch, microbatches
+from fastmpi.data.batch import ForestBatch, microbatches, plan_shares
+from fastmpi.data.cache import BoundedCache
+from fastmpi.data.samples import Prompt
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
     from fastmpi.data.samples import Sample
     from fastmpi.models.forest_model import ForestModel
+
+
+MAX_OUTLINE_BYTES = 2**30
 
 
 @dataclass
@@ -65,6 +72,7 @@ class OptimizerStep:
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     features: FeatureCache
+    outlines: BoundedCache[Prompt]  # of rows, where several processes plan who takes which
     state: TrainState
     total_steps: int
 
@@ -146,6 +154,34 @@ class OptimizerStep:
         budget, share = self.args.max_tokens_per_microbatch, self.args.share_prefix
         return microbatches(samples, self.processor, budget, share=share)
 
+    def own_cuts(self, outlines: Sequence[Prompt], groups: np.ndarray) -> list[np.ndarray]:
+        """This process's micro-batches, as indices into all samples of a step, of which every
+        process plans the same: merged tokens are as equal as can be, a group stays on one process,
+        and samples that begin alike come together. Some may be empty, so that all have as many."""
+        plan = plan_shares(
+            outlines,
+            groups,
+            self.accelerator.num_processes,
+            self.processor,
+            self.args.max_tokens_per_microbatch,
+            share=self.args.share_prefix,
+        )
+        return plan[self.accelerator.process_index]
+
+    def as_batches(self, cuts: Sequence[Sequence[Sample]]) -> list[ForestBatch]:
+        """The micro-batches that have samples; `sample_ids` number the samples of all of them."""
+        ends = np.cumsum([0, *map(len, cuts)])
+        return [
+            ForestBatch.from_samples(
+                cut,
+                self.processor,
+                share=self.args.share_prefix,
+                sample_ids=np.arange(end - len(cut), end),
+            )
+            for cut, end in zip(cuts, ends[1:], strict=True)
+            if cut
+        ]
+
     def forward(
         self, batch: ForestBatch, score: Callable[..., Any], model: Callable[..., Any] | None = None
     ) -> Any:
@@ -178,7 +214,37 @@ class OptimizerStep:
         return dict(zip(sums, total.tolist(), strict=True))
 
     def gather(self, values: Tensor) -> Tensor:
-        """(n,) values of all processes, in the order of their ranks: (processes * n,)."""
+        """(n, ...) values of all processes, in the order of their ranks; n may differ."""
         if self.accelerator.num_processes == 1:
             return values
-        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
+        from torch.distributed import all_gather
+
+        device, size = self.accelerator.device, self.accelerator.num_processes
+        lengths = torch.zeros(size, dtype=torch.int64, device=device)
+        lengths[self.accelerator.process_index] = len(values)
+        counts = self.accelerator.reduce(lengths, "sum").tolist()
+        if not max(counts):
+            return values.cpu()
+        padded = values.new_zeros(max(counts), *values.shape[1:], device=device)
+        padded[: len(values)] = values.to(device)
+        flags = padded.dtype == torch.bool
+        padded = padded.byte() if flags else padded
+        found = [torch.empty_like(padded) for _ in counts]
+        all_gather(found, padded)
+        whole = torch.cat([part[:n] for part, n in zip(found, counts, strict=True)]).cpu()
+        return whole.bool() if flags else whole
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """JSON values of all processes; what is not JSON becomes text."""
+        if self.accelerator.num_processes == 1:
+            return [value]
+        text = json.dumps(value, default=str).encode()
+        whole = self.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        sizes = self.gather(torch.tensor([len(text)])).tolist()
+        parts = whole.split(sizes)
+        return [json.loads(bytes(part.tolist())) for part in parts]
+
+
+def outline_bytes(outline: Prompt) -> int:
+    """Size of an outline (`data.batch.outline`), about."""
+    return outline.ids.nbytes + 256 * len(outline.images)

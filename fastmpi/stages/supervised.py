@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmpi.data.batch import outline
 from fastmpi.data.cache import BoundedCache
 from fastmpi.data.prefetch import Prefetcher
 from fastmpi.data.samples import Sample
 from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
 from fastmpi.stages.rows import Row, Rows, check_length, shuffled
-from fastmpi.stages.step import StepInput
+from fastmpi.stages.step import StepInput, outline_bytes
 
 if TYPE_CHECKING:
     from fastmpi.data.batch import ForestBatch
+    from fastmpi.data.samples import Prompt
 
 MAX_SAMPLE_BYTES = 2**30
 
@@ -48,6 +50,8 @@ class SupervisedTrainer(Trainer):
         self._samples: BoundedCache[Sample] = BoundedCache(MAX_SAMPLE_BYTES)
         for index in range(len(self.rows)):
             self._check_length(self.rows[index], self._sample(index))
+            if self.accelerator.num_processes > 1:
+                self._outline(index)
         for row in self.eval_rows or []:
             self._check_length(row, self.sample(row))
 
@@ -92,9 +96,12 @@ class SupervisedTrainer(Trainer):
     def prepare(self, step: int) -> PreparedStep:
         """This process's share of optimiser step `step`, which follows from its number alone."""
         rows = self.rows_of_step(step)
-        rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [self._sample(int(i)) for i in rows[rank::size]]
-        return PreparedStep(mine, self.microbatches(mine))
+        if self.accelerator.num_processes == 1:
+            samples = [self._sample(int(i)) for i in rows]
+            return PreparedStep(samples, self.microbatches(samples))
+        plan = self.own_cuts([self._outline(int(i)) for i in rows], np.arange(len(rows)))
+        cuts = [[self._sample(int(rows[i])) for i in cut] for cut in plan]
+        return PreparedStep([sample for cut in cuts for sample in cut], self.as_batches(cuts))
 
     def close(self) -> None:
         self._ahead.close()
@@ -111,6 +118,9 @@ class SupervisedTrainer(Trainer):
         epoch, place = divmod(step, self.steps_per_epoch)
         order = shuffled(len(self.rows), self.args.seed, epoch)
         return order[place * self.rows_per_step : (place + 1) * self.rows_per_step]
+
+    def _outline(self, index: int) -> Prompt:
+        return self.outlines.get(index, lambda: outline(self._sample(index)), outline_bytes)
 
     def _sample(self, index: int) -> Sample:
         return self._samples.get(index, lambda: self.sample(self.rows[index]), _num_bytes)

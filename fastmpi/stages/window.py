@@ -1,7 +1,8 @@
 """The responses that a stretch of optimiser steps trains on: a generation window.
 
-Legend: S responses of this process, whole groups one after the other; M tokens of the responses, in
-order. Unusual: a window holds everything that sampling and scoring made, so a checkpoint can keep
+Legend: S responses of all processes, whole groups one after the other; M tokens of the responses,
+in order. Every process holds all of them, as who trains on which is planned anew for each step.
+Unusual: a window holds everything that sampling and scoring made, so a checkpoint can keep
 it and a killed run goes on in its middle; prompts are not kept but rendered again from their rows.
 """
 
@@ -68,6 +69,16 @@ class Window:
     def samples(self) -> list[Sample]:
         """All samples, in order."""
         return [self.sample(i) for i in range(len(self))]
+
+    def take(self, indices: Sequence[int]) -> Window:
+        """The responses of these numbers, in this order."""
+        return Window.join([self.part(0, 0), *(self.part(i, i + 1) for i in indices)])
+
+    def columns(self, indices: Sequence[int]) -> Tensor:
+        """(m,) int64: where the tokens of these responses lie in the (M,) tensors."""
+        ends = self.lengths.cumsum(0)
+        spans = [torch.arange(int(ends[i] - self.lengths[i]), int(ends[i])) for i in indices]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *spans])
 
     def part(self, start: int, stop: int) -> Window:
         """Responses start to stop."""

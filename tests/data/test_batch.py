@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmpi.data.batch import ForestBatch, microbatches
+from fastmpi.data.batch import ForestBatch, microbatches, outline, plan_shares
 from fastmpi.data.images import Image
 from fastmpi.data.samples import Prompt, Sample
 
@@ -132,3 +132,18 @@ def test_linear_positions_count_tokens():
     )
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 3
     assert batch.scores().targets.numel() == 0
+
+
+def test_outlines_plan_like_samples() -> None:
+    """Samples with a picture in common come together, and processes have as much to run."""
+    pictures = [image(key, 8, 8) for key in "abc"]
+    samples = [sample([1, pictures[i % 3], 2, 10 + i]) for i in range(9)]
+    outlines = [outline(s) for s in samples]
+    assert sum(im.num_bytes for o in outlines for im in o.images) == 0
+    plan = plan_shares(outlines, np.arange(9), 3, Rule(), 100)
+    assert sorted(tuple(np.concatenate(cuts) % 3) for cuts in plan) == [(i,) * 3 for i in range(3)]
+    alone = plan_shares(outlines, np.arange(9), 3, Rule(), 100, share=False)
+    assert {sum(map(len, cuts)) for cuts in alone} == {3}
+    groups = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    for cuts in plan_shares(outlines, groups, 3, Rule(), 100):
+        assert len({int(groups[i]) for i in np.concatenate(cuts)}) == 1

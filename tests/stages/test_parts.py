@@ -15,6 +15,7 @@ from fastmpi.stages.optimizer import (
     optimizer_tensors,
 )
 from fastmpi.stages.rows import Rows, shuffled
+from fastmpi.stages.shares import lazy_prompts
 from fastmpi.stages.window import Window
 
 
@@ -118,6 +119,27 @@ def test_windows_are_cut_and_joined() -> None:
     for name, values in whole.tensors().items():
         torch.testing.assert_close(joined.tensors()[name], values, equal_nan=True)
     assert joined.extra == whole.extra and list(joined.prompts) == list(whole.prompts)
+
+
+def test_responses_are_taken_in_any_order() -> None:
+    whole = window()
+    taken = whole.take([2, 0])
+    assert taken.ids.tolist() == [3, 4, 5, 0, 1] and taken.rows.tolist() == [6, 5]
+    assert whole.columns([2, 0]).tolist() == [3, 4, 5, 0, 1]
+    assert len(whole.take([])) == 0 and len(whole.columns([])) == 0
+
+
+def test_prompts_are_made_when_they_are_looked_at() -> None:
+    made: list[int] = []
+
+    def prompt(row: int) -> Prompt:
+        made.append(row)
+        return Prompt(np.full(row, 7))
+
+    prompts = lazy_prompts([2, 3, 2], prompt)
+    assert not made and isinstance(prompts[0], Prompt)
+    assert len(prompts[2].ids) == len(prompts[0].ids) == 2 and prompts[2].images == ()
+    assert made == [2]
 
 
 def test_windows_survive_a_checkpoint(tmp_path) -> None:

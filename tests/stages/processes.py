@@ -1,0 +1,133 @@
+"""Jobs that run alike in this process and in several, which find one another as under torchrun.
+
+The jobs of one launch run one after the other, since starting processes costs more than they do. As
+a program: `python processes.py jobs.json`. A job: stage, settings (whose batch is of all processes
+together), rows, model, policies (name -> text), resume (a checkpoint, or None), exact (norms in
+float64 too), and death, if one of its processes is to die: {"rank", "how": "kill" or an error's
+words, "where": see `_deadly`}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def odd(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """A reward that a random model's responses differ in."""
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
+def run(job: dict[str, Any]) -> None:
+    """Trains what `job` says."""
+    from fastmpi.policies import Policy, PolicySet
+    from fastmpi.stages import cpt, rl, sft
+
+    makers = {"cpt": cpt.CPTTrainer, "sft": sft.SFTTrainer, "rl": rl.PolicyRolloutTrainer}
+    make: Any = makers[job["stage"]]
+    texts = job["policies"].items()
+    policies = [Policy(name, [{"role": "system", "content": text}]) for name, text in texts]
+    more: dict[str, Any] = {"policies": PolicySet.from_policies(policies)}
+    if job["stage"] == "rl":
+        more["reward_funcs"] = odd
+    settings = dict(job["settings"])
+    settings["per_device_train_batch_size"] //= SIZE
+    trainer = make(job["model"], make.config_class(**settings), job["rows"], **more)
+    if "death" in job:
+        _deadly(trainer, **job["death"])
+    with _norms_without_casts() if job.get("exact") else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=job.get("resume"))
+
+
+@contextlib.contextmanager
+def _norms_without_casts() -> Iterator[None]:
+    """The model's own casts to float32 would hide errors below 1e-7."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+
+    def forward(self: Any, x: Any) -> Any:
+        return self.weight * (x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt())
+
+    stock = Qwen2_5_VLRMSNorm.forward
+    Qwen2_5_VLRMSNorm.forward = forward
+    try:
+        yield
+    finally:
+        Qwen2_5_VLRMSNorm.forward = stock
+
+
+def _deadly(trainer: Any, rank: int, how: str, where: str, log: str) -> None:
+    """Makes process `rank` die in step 2. where: "rollout" (the others are busy for two minutes),
+    "backward" or "saving"."""
+    from fastmpi.stages import saving
+
+    def die(*_: Any) -> None:
+        if trainer.state.global_step < 1:
+            return
+        if RANK != rank:
+            time.sleep(120 if where == "rollout" else 0)
+            return
+        Path(log).write_text(str(time.time()))
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(how)
+
+    def after(function: Callable[..., Any]) -> Callable[..., Any]:
+        def both(*args: Any, **named: Any) -> Any:
+            result = function(*args, **named)
+            die()
+            return result
+
+        return both
+
+    if where == "rollout":
+        trainer.sampler.batch = after(trainer.sampler.batch)
+    elif where == "backward":
+        trainer.forward = after(trainer.forward)
+    else:
+        saving.checkpoints.rng_state = after(saving.checkpoints.rng_state)  # type: ignore[attr-defined]
+
+
+def start(jobs: list[dict[str, Any]], file: Path, processes: int) -> list[subprocess.Popen]:
+    """`processes` processes that run `jobs`."""
+    file.write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(file)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(processes)
+    ]
+
+
+def launch(jobs: list[dict[str, Any]], file: Path, processes: int) -> None:
+    """Runs all jobs in `processes` processes; an error of any of them is an AssertionError."""
+    for process in start(jobs, file, processes):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors.decode()[-3000:]
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(job)
