@@ -141,11 +141,13 @@ class Tracker:
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, oldest first."""
+    """The lines of a run's `metrics.jsonl`, oldest first. A last line that has not ended is left
+    out: the run may be writing it, or was killed at it."""
     path = Path(output_dir) / METRICS_FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def _drop_after(path: Path, step: int) -> None:

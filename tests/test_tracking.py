@@ -92,3 +92,11 @@ def test_further_writers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert calls == [{"seed": 1}, (1, {"loss": 1.0}), "end"]
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    lines = '{"step": 1, "loss": 0.5}\n{"step": 2, "lo'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text(lines.split("\n")[0] + "\n")
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
