@@ -31,6 +31,7 @@ from fastmpi.evaluation.items import Answer, mark, mark_scored
 from fastmpi.evaluation.metrics import Item
 from fastmpi.evaluation.result import EVALUATED, EvalConfig, EvalInputs
 from fastmpi.models.forest_model import ForestModel
+from fastmpi.policies.override import after_whole
 from fastmpi.policies.policy import Policy, PolicySet
 from fastmpi.rollout.engine import Engine
 
@@ -38,7 +39,7 @@ NUM_FORGETTING = 100  # rows of each task, at most
 Overwrite = Literal["never", "if other", "always"]
 OnBatch = Callable[[str, int, int], None]
 # What answers depend on; batch_size is none of it.
-_SETTINGS = ("max_completion_length", "temperature", "num_rows", "seed")
+_SETTINGS = ("max_completion_length", "temperature", "num_rows", "seed", "override_context")
 _WAY_OUT = "choose another output_dir, or start anew with --overwrite"
 
 
@@ -113,9 +114,17 @@ class Evaluation:
     def _arm(self, arm: str) -> tuple[list[Row], Asked, EvalConfig]:
         if arm == "forgetting":
             return self._forgetting()
-        policies = {"task": None, "in-context": "policies", "override": "override_policies"}[arm]
-        rows = self.rows("override" if arm == "override" else "test")
-        return rows, self.asked(policies), self.inputs
+        if arm == "override":
+            asked = Asked(self.model, self.engine, self._other_rules())
+            return self.rows("override"), asked, self.inputs
+        policies = {"task": None, "in-context": "policies"}[arm]
+        return self.rows("test"), self.asked(policies), self.inputs
+
+    def _other_rules(self) -> PolicySet:
+        """As the override suite shows them."""
+        others = self.policies("override_policies")
+        whole = self.inputs.override_context == "whole"
+        return after_whole(others, self.policies()) if whole else others
 
     def _forgetting(self) -> tuple[list[Row], Asked, EvalConfig]:
         count = min(self.inputs.num_rows or NUM_FORGETTING, NUM_FORGETTING)

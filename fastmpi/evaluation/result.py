@@ -58,6 +58,10 @@ class EvalConfig(Settings):
     """What to measure: task, in-context, override, referral, branching, forgetting, efficiency;
     None: task, and in-context where there are policies."""
 
+    override_context: Literal["block", "whole"] = "block"
+    """In the override suite a block of changed rules stands alone, or after the whole policy, for
+    a model that has not learnt it. An override that is a whole policy stays as it is."""
+
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision; auto: on a GPU the one that the weights are saved in, else fp32."""
 
@@ -71,6 +75,10 @@ class EvalConfig(Settings):
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
         if self.dtype not in ("auto", "fp32", "bf16"):
             raise ValueError(f"dtype: {self.dtype!r} is not one of auto, fp32, bf16")
+        if self.override_context not in ("block", "whole"):
+            raise ValueError(
+                f"override_context: {self.override_context!r} is not one of block, whole"
+            )
         for name in self.suites or ():
             if name not in SUITES:
                 near = did_you_mean(name, SUITES)
@@ -88,6 +96,8 @@ class EvalConfig(Settings):
                 if file not in files:
                     key = file if file == "policies" else f"data.{file}"
                     raise ValueError(f"the suite {name} needs {FLAGS[file]} (in a recipe, {key})")
+        if "override" in chosen and self.override_context == "whole" and "policies" not in files:
+            raise ValueError("override_context: whole needs --policies")
         return chosen
 
 

@@ -145,6 +145,8 @@ class Ladder:
             "model": self._start(chain).model,
             "data": self.data,
             "folder": self.eval_folder(chain),
+            # What no stage has taught must stand in the prompt, or the block changes nothing known.
+            "override_context": None if chain else "whole",
             "overwrite": self.options["overwrite"],
             "trust_remote_code": self.options["trust_remote_code"],
         }
@@ -166,10 +168,15 @@ def evaluate_model(
     data: DataFiles,
     folder: Path,
     *,
+    override_context: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """The recipe's suites for one model, but for the times, which are left to `time_prefills`."""
+    """The recipe's suites for one model, but for the times, which are left to `time_prefills`.
+
+    override_context: in place of the recipe's; None: the recipe's.
+    """
+    changes = {} if override_context is None else {"override_context": override_context}
     evaluate_recipe(
         recipe,
         model,
@@ -180,6 +187,7 @@ def evaluate_model(
         label=folder.name,
         suites=compared_suites(recipe),
         num_timed_prompts=0,
+        **changes,
     )
 
 

@@ -103,6 +103,25 @@ def test_another_evaluation_is_not_mixed_with_this_one(ask, tiny_folder):
     assert not (ask(say=say, seed=1, overwrite="always").path / "items").exists()
 
 
+def test_a_block_of_changed_rules_stands_alone_or_after_the_whole_policy(ask, data, tmp_path):
+    lines = map(json.loads, (data / "override_policies.jsonl").read_text().splitlines())
+    turn = {"role": "system", "content": "change : all"}
+    blocks = [{**line, "override": "block", "messages": [turn]} for line in lines]
+    file = tmp_path / "blocks.jsonl"
+    file.write_text("".join(f"{json.dumps(block)}\n" for block in blocks))
+    files = {"override_policies": str(file), "suites": ["override"], "say": str, "num_rows": 1}
+    prompts = {}
+    for context in ("block", "whole"):
+        made = ask(folder=context, override_context=context, **files)
+        run_suites(made.evaluation)
+        (prompts[context],) = made.engine.asked
+        assert made.evaluation.folder.run["settings"]["override_context"] == context
+    assert "change : all" in prompts["block"] and "policy" not in prompts["block"]
+    assert prompts["whole"].index("policy") < prompts["whole"].index("change : all")
+    with pytest.raises(ValueError, match="was made with override_context block, not whole"):
+        ask(folder="block", override_context="whole", **files)
+
+
 def test_other_rows_are_noticed(ask, data, tmp_path):
     ask(say=str)
     changed = tmp_path / "test.jsonl"

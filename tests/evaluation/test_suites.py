@@ -138,6 +138,16 @@ def test_rules_that_cannot_be_read_are_told_before_anything_is_asked(ask, tmp_pa
         ({"suites": ["in-context"], "test_dataset": "t"}, "in-context needs --policies"),
         ({"suites": ["override"], "policies": "p"}, "override needs --override-dataset"),
         ({"suites": ["override"], "override_dataset": "o"}, "needs --override-policies"),
+        (
+            {
+                "suites": ["override"],
+                "override_dataset": "o",
+                "override_policies": "r",
+                "override_context": "whole",
+            },
+            "override_context: whole needs --policies",
+        ),
+        ({"override_context": "all"}, "override_context: 'all' is not one of block, whole"),
         ({"data_dir": "nowhere"}, "--data-dir: there is no folder nowhere"),
         ({"suites": ["tsk"]}, "there is no suite 'tsk'; did you mean 'task'"),
         ({"suites": []}, "suites is empty"),

@@ -81,8 +81,10 @@ def trained(monkeypatch):
         cpu = CPU_SECONDS[folder.name.split("+")[-1]]
         return StageRecord(folder.name, {}, True, str(folder), 8, cpu, 1.0)
 
-    def evaluate_model(recipe, model, data, folder, overwrite, trust_remote_code):
+    def evaluate_model(recipe, model, data, folder, override_context, overwrite, trust_remote_code):
         assert folder.parent.name == "eval" and model in ("m", *(f"{s.folder}" for s in seen))
+        # only the model that no stage has taught is shown the whole policy beside changed rules
+        assert override_context == ("whole" if model == "m" else None)
 
     def time_prefills(recipe, models, folders, data, trust_remote_code):
         assert models.keys() == folders.keys()
