@@ -9,6 +9,7 @@ from fastmpi.data.images import resolve_path
 from fastmpi.evaluation.metrics import Item
 from fastmpi.report.content import Gallery, Mark, QuestionCard
 from fastmpi.report.pictures import picture
+from fastmpi.report.questions import same_questions
 from fastmpi.report.runs import Evaluation
 
 LONGEST_RESPONSE = 1200
@@ -20,9 +21,12 @@ MOST_IMAGES = 4  # of a card
 def galleries(evaluations: Sequence[Evaluation], subject: Evaluation, count: int) -> list[Gallery]:
     """Up to `count` questions that `subject` answered wrong, and as many that it answered right.
 
-    Policies take turns. A run that was not trained is shown with the policy in its prompt.
+    Policies take turns. A run that was not trained is shown with the policy in its prompt. Runs
+    with other questions under the same ids are left out.
     """
-    ordered = [subject, *(e for e in evaluations if e is not subject)]
+    others = [e for e in evaluations if e is not subject]
+    ordered = [subject, *(e for e in others if same_questions(e, subject, "task"))]
+    left_out = [e.label for e in others if e not in ordered]
     answers = [(_name(e), {item["id"]: item for item in _answers(e)}) for e in ordered]
     items = list(answers[0][1].values())
     found = []
@@ -30,9 +34,10 @@ def galleries(evaluations: Sequence[Evaluation], subject: Evaluation, count: int
         chosen = in_turn([item for item in items if item["correct"] is right])
         cards = [_card(item, answers, subject) for item in chosen[:count]]
         if cards:
-            found.append(
-                Gallery(f"{subject.label}: {word}", f"{len(cards)} of {len(chosen)}", cards)
-            )
+            note = f"{len(cards)} of {len(chosen)}"
+            if left_out:
+                note += f"; not shown, since they were asked others: {', '.join(left_out)}"
+            found.append(Gallery(f"{subject.label}: {word}", note, cards))
     return found
 
 

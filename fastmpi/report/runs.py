@@ -92,19 +92,20 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """All folders; where two evaluations have one label, the names of their folders go before."""
+    """All folders; where two evaluations have one label, the names of their folders go before,
+    with as many of the folders above them as tell them apart."""
     if not folders:
         raise ValueError("report needs a run: fastmpi report RUN...")
     runs = [read_run(folder) for folder in folders]
-    labels = [e.label for run in runs for e in run.evaluations]
-    if len(set(labels)) == len(labels):
+    if not _repeated(runs):
         return runs
-    named = [_prefixed(run) for run in runs]
-    labels = [e.label for run in named for e in run.evaluations]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"two runs are called {label!r}; give their folders different names")
-    return named
+    paths = [run.folder.absolute().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]).replace("//", "/") for path in paths]
+        named = [_prefixed(run, name) for run, name in zip(runs, names, strict=True)]
+        if not _repeated(named):
+            return named
+    raise ValueError(f"two runs are called {_repeated(named)!r}: is a folder given twice?")
 
 
 def read_run(folder: str | Path) -> Run:
@@ -159,8 +160,13 @@ def _chain(folder: Path) -> Run:
     return Run(folder, folder.name, [evaluation], trainings)
 
 
-def _prefixed(run: Run) -> Run:
-    name = run.folder.name
+def _repeated(runs: Sequence[Run]) -> str:
+    """A label that two evaluations have; "" where there is none."""
+    labels = [e.label for run in runs for e in run.evaluations]
+    return next((label for label in labels if labels.count(label) > 1), "")
+
+
+def _prefixed(run: Run, name: str) -> Run:
     if len(run.evaluations) == 1:
         return replace(run, evaluations=[replace(run.evaluations[0], label=name)])
     evaluations = []

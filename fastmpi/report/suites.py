@@ -8,6 +8,7 @@ from fastmpi.evaluation.folder import Figures
 from fastmpi.evaluation.metrics import Figure
 from fastmpi.report.content import Axis, Cell, Part, Row, Span, Table
 from fastmpi.report.figures import COSTS, HEADLINES, ORDER, cost_cell, figure_cell, kind_of, number
+from fastmpi.report.questions import one_similarity, same_questions, similarities
 from fastmpi.report.runs import Evaluation
 
 # The suites in their order on the page: heading, a short one, what is measured.
@@ -90,7 +91,8 @@ def glance(evaluations: Sequence[Evaluation]) -> Table:
         Row(e.label, cells[e.label], e.note, _span(e, "task"), _leads("task", e, evaluations))
         for e in evaluations
     ]
-    return Table("Run", columns, rows, axis=axis, notes=_fixed_note(axis))
+    notes = [*_fixed_note(axis), *_similarity_note(ASKED, evaluations)]
+    return Table("Run", columns, rows, axis=axis, notes=notes)
 
 
 def parts(evaluations: Sequence[Evaluation]) -> list[Part]:
@@ -104,9 +106,13 @@ def parts(evaluations: Sequence[Evaluation]) -> list[Part]:
 
 
 def fixed_answer(evaluations: Sequence[Evaluation]) -> float | None:
-    """Accuracy of always giving the most frequent answer of each policy; None for tool calls."""
-    items = next((found for e in evaluations if (found := e.items("task"))), [])
+    """Accuracy of always giving the most frequent answer of each policy; None for tool calls, and
+    where runs were asked different questions."""
+    asked = [e for e in evaluations if e.items("task")]
+    items = asked[0].items("task") if asked else []
     if not items or any("scores" in item for item in items):
+        return None
+    if not all(same_questions(e, asked[0], "task") for e in asked):
         return None
     counts: dict[str, dict[str, int]] = {}
     for item in items:
@@ -122,6 +128,16 @@ def _fixed_note(axis: Axis) -> list[str]:
         f"Dotted line: {100 * axis.mark:.1f} %, which is what the most frequent answer of each "
         "policy is right on, without a look at the picture."
     ]
+
+
+def _similarity_note(suites: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Why no score is bold, where runs compared texts in different ways."""
+    for suite in suites:
+        if not one_similarity(suite, evaluations):
+            names = " in some runs and by ".join(similarities(suite, evaluations))
+            return [f"Texts were compared by {names} in others: scores of one are not ranked "
+                    "with those of the other."]  # fmt: skip
+    return []
 
 
 def _prompt_tokens(evaluation: Evaluation) -> Cell:
@@ -168,10 +184,12 @@ def _column(suite: str, name: str, evaluations: Sequence[Evaluation]) -> dict[st
 
 
 def _best(suite: str, name: str, evaluations: Sequence[Evaluation]) -> float | None:
-    """The best of two or more values that are not all the same."""
+    """The best of two or more values that are not all the same and can be compared."""
     better = kind_of(suite, name).better
     values = [f.value for e in evaluations if (f := e.figures(suite).get(name)) and f.n]
     if not better or len(values) < 2 or min(values) == max(values):
+        return None
+    if not one_similarity(suite, evaluations, name):
         return None
     return max(values) if better > 0 else min(values)
 
@@ -220,6 +238,7 @@ def _notes(suite: str, evaluations: Sequence[Evaluation]) -> list[str]:
     counts = sorted({figure.n for e in evaluations if (figure := headline_figure(e, suite))})
     if suite in ASKED and counts:
         notes.append(f"{' or '.join(map(str, counts))} questions. 95 % intervals.")
+    notes += _similarity_note([suite], evaluations)
     said: dict[str, dict[str, None]] = {}
     for e in evaluations:
         for name, value in (e.suites[suite].notes if suite in e.suites else {}).items():

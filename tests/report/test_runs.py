@@ -78,8 +78,16 @@ def test_equal_labels_get_the_names_of_their_folders(comparison, tmp_path):
     ]
     assert read_runs([comparison, tmp_path / "again"])[1].evaluations[2].matches == "again: TriMPI"
     assert labels[0] == "demo: In-context (base)" and labels[-1] == "again: TriMPI"
-    with pytest.raises(ValueError, match="two runs are called 'demo: In-context"):
+    with pytest.raises(ValueError, match="two runs are called .*demo: In-context.* given twice"):
         read_runs([comparison, comparison])
+
+
+def test_equal_names_of_folders_get_those_above_them(evaluation, tmp_path, monkeypatch):
+    for name in ("a/eval", "b/eval"):
+        shutil.copytree(evaluation, tmp_path / name)
+    monkeypatch.chdir(tmp_path / "a")
+    labels = [run.evaluations[0].label for run in read_runs(["eval", tmp_path / "b" / "eval"])]
+    assert labels == ["a/eval", "b/eval"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,17 @@ from fastmpi.evaluation.metrics import Figure
 from fastmpi.report.differences import differences, gain, verdict
 from fastmpi.report.figures import binary, cost_cell, number, percent, signed
 from fastmpi.report.findings import findings
+from fastmpi.report.gallery import galleries
 from fastmpi.report.runs import Evaluation, read_run
 from fastmpi.report.suites import fixed_answer, glance, headline, parts
 
 sys.path.insert(0, str(Path(__file__).parent))
-from report_folders import make_comparison, make_evaluation, make_gta_data  # noqa: E402
+from report_folders import (  # noqa: E402
+    make_comparison,
+    make_data,
+    make_evaluation,
+    make_gta_data,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,53 @@ def test_different_questions_are_not_compared(methods, tmp_path):
     data = make_gta_data(tmp_path / "data")
     other = read_run(make_evaluation(tmp_path / "o", data, label="o").path).evaluations[0]
     assert gain(methods[0], other, "task") is None
-    assert differences([methods[0], other], methods[0]) == []
+    assert reasons([methods[0], other]) == ["no common questions"] * 3
+
+
+def reasons(runs):
+    return [table.rows[0].cells[1].text for table in differences(runs, runs[0])]
+
+
+def test_the_same_ids_of_other_data_are_not_paired(methods, tmp_path):
+    data = make_data(tmp_path / "data", num_test=24)
+    mine, same = (evaluated(tmp_path / name, data) for name in ("mine", "same"))
+    assert gain(same, mine, "task").n == 24
+    path = data / "test.jsonl"
+    path.write_text(path.read_text().replace('"prompt": "', '"prompt": "another '))
+    other = evaluated(tmp_path / "other", data)
+    assert {i["id"] for i in other.items("task")} == {i["id"] for i in mine.items("task")}
+    assert reasons([mine, other])[:2] == ["other questions"] * 2
+    assert gain(other, mine, "override").n == 24
+    assert fixed_answer([mine, same]) is not None and fixed_answer([mine, other]) is None
+    for gallery in galleries([mine, same, other], mine, 1):
+        assert [mark.run for mark in gallery.cards[0].marks] == ["mine", "same"]
+        assert gallery.note.endswith("not shown, since they were asked others: other")
+    known = {"hashes": {"test": "1"}}  # the file is the same, however it is named
+    one, two = (replace(e, run={**e.run, **known}) for e in (mine, other))
+    assert gain(one, two, "task").n == 24
+
+
+def test_scores_by_different_similarities_are_not_ranked(tmp_path):
+    data = make_gta_data(tmp_path / "data")
+    runs = [evaluated(tmp_path / name, data, accuracy=a) for name, a in (("a", 0.3), ("b", 0.9))]
+    assert runs[1].suites["task"].notes == {}
+    runs = [
+        replace(e, suites={"task": replace(e.suites["task"], notes={"similarity": by})})
+        for e, by in zip(runs, ("BERTScore", "token-F1"), strict=True)
+    ]
+    assert gain(runs[1], runs[0], "task") is None
+    assert reasons(runs)[0] == "other text similarity"
+    table = parts(runs)[0].tables[0]
+    assert not any(cell.best for cell in column(table, "Overall"))
+    assert [cell.best for cell in column(table, "Tool")] == [False, True]
+    assert not any(row.marked for row in [*table.rows, *glance(runs).rows])
+    said = "Texts were compared by BERTScore in some runs and by token-F1 in others"
+    assert said in str(table.notes) and said in str(glance(runs).notes)
+
+
+def evaluated(folder, data, **options):
+    made = make_evaluation(folder, data, label=folder.name, **options)
+    return read_run(made.path).evaluations[0]
 
 
 def test_findings_name_the_control_and_the_prompt(methods):
