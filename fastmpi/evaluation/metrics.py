@@ -114,6 +114,20 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], middle: Middle = np.me
     )
 
 
+def ratio_of_scores(ours: Sequence[float], theirs: Sequence[float]) -> Figure:
+    """mean(ours) / mean(theirs) of scores in [0, 1], paired by position.
+
+    Where the bootstrap sees no spread, as many other pairs as Wilson's interval allows none of n
+    to be seen may have 0 above and 1 below, or the other way round.
+    """
+    found = ratio(ours, theirs)
+    if found.low < found.high or not found.n:
+        return found
+    unseen = wilson_interval(0, found.n)[1]
+    above, below = ((1 - unseen) * float(np.mean(values)) for values in (ours, theirs))
+    return Figure(found.value, above / (below + unseen), (above + unseen) / below, found.n)
+
+
 def saved(
     without: Sequence[float], with_policy: Sequence[float], middle: Middle = np.mean
 ) -> Figure:

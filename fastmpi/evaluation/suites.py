@@ -22,7 +22,7 @@ from fastmpi.evaluation.forgetting import forgetting
 from fastmpi.evaluation.harness_tasks import run_harness
 from fastmpi.evaluation.items import figures, score
 from fastmpi.evaluation.judge import judge
-from fastmpi.evaluation.metrics import Figure, Item, paired, ratio, split
+from fastmpi.evaluation.metrics import Figure, Item, paired, ratio_of_scores, split
 from fastmpi.evaluation.prefill import interleaved_prefill_ms
 from fastmpi.evaluation.referral import referral
 from fastmpi.policies.citations import condition_ids, gold_citations
@@ -31,17 +31,31 @@ from fastmpi.tool_calls.similarity import similarity_name
 
 Measure = Callable[[Sequence[Item], Mapping[str, Policy]], Mapping[str, Figure]]
 Suite = Callable[[Evaluation], SuiteSummary]
+_RATIO = "internalisation"
+_OPTIONAL = ("referral", "forgetting", "efficiency")  # the flags say which figures are made
 
 
 def run_suites(evaluation: Evaluation) -> dict[str, SuiteSummary]:
     """Asks what has not been asked, and writes the summary; suites that are there already stay."""
     chosen = evaluation.inputs.check()
     _check_rules(evaluation, chosen)
-    made = {name: _SUITES[name](evaluation) for name in chosen}
     known = evaluation.folder.summary() if evaluation.folder.has_summary else {}
+    made = {name: _SUITES[name](evaluation) for name in chosen}
+    made = {name: _added(name, suite, known.get(name)) for name, suite in made.items()}
     suites = {name: suite for name in SUITES if (suite := made.get(name) or known.get(name))}
+    if "task" in made and "in-context" in suites and "in-context" not in made:
+        suites["in-context"] = _late_ratio(evaluation, made["task"], suites["in-context"])
     evaluation.folder.write_summary(suites)
     return made
+
+
+def _added(name: str, made: SuiteSummary, known: SuiteSummary | None) -> SuiteSummary:
+    """The suite with what an earlier call found with other options: a judge's score, other
+    benchmarks, times. A folder holds one model and one set of answers, so they belong together."""
+    if known is None or name not in _OPTIONAL or set(known.figures) <= set(made.figures):
+        return made
+    figures, notes = {**known.figures, **made.figures}, {**known.notes, **made.notes}
+    return replace(made, figures=figures, notes=notes)
 
 
 def _check_rules(evaluation: Evaluation, chosen: Sequence[str]) -> None:
@@ -65,12 +79,32 @@ def _in_context(evaluation: Evaluation) -> SuiteSummary:
     items = evaluation.items("in-context")
     summary = _summary(items, evaluation.policies())
     if not evaluation.is_asked("task"):
-        return summary
-    pairs = paired(evaluation.items("task"), items, score)
+        return _noted(summary, "unknown: the suite task was not asked")
+    return _with_ratio(summary, evaluation.items("task"), items)
+
+
+def _late_ratio(evaluation: Evaluation, task: SuiteSummary, shown: SuiteSummary) -> SuiteSummary:
+    """The in-context summary of an earlier call, now that task has been asked too."""
+    if task.notes.get("similarity") != shown.notes.get("similarity"):
+        return _noted(shown, "unknown: texts were compared in another way; ask in-context again")
+    known = evaluation.folder.items("in-context")
+    return _with_ratio(shown, evaluation.items("task"), known)
+
+
+def _with_ratio(summary: SuiteSummary, task: Sequence[Item], shown: Sequence[Item]) -> SuiteSummary:
+    """The summary of in-context with the score of task / in-context, or a note without one."""
+    pairs = paired(task, shown, score)
     if not any(pairs[1]):
-        notes = {**summary.notes, "internalisation": "undefined: nothing is right with the policy"}
-        return replace(summary, notes=notes)
-    return replace(summary, figures={**summary.figures, "internalisation": ratio(*pairs)})
+        return _noted(summary, "undefined: nothing is right with the policy")
+    notes = {name: note for name, note in summary.notes.items() if name != _RATIO}
+    ratio = ratio_of_scores(*pairs)
+    return replace(summary, figures={**summary.figures, _RATIO: ratio}, notes=notes)
+
+
+def _noted(summary: SuiteSummary, why: str) -> SuiteSummary:
+    """Without internalisation, and why."""
+    known = {name: figure for name, figure in summary.figures.items() if name != _RATIO}
+    return replace(summary, figures=known, notes={**summary.notes, _RATIO: why})
 
 
 def _override(evaluation: Evaluation) -> SuiteSummary:

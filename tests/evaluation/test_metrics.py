@@ -98,6 +98,18 @@ def test_ratio_and_share_saved():
     assert metrics.ratio([1.0, 1.0, 1.0], [1.0, 0.0, 0.0]).high == 3  # and not infinite
 
 
+def test_ratios_of_scores_without_spread_are_not_certain():
+    unseen = wilson_interval(0, 10)[1]
+    equal = metrics.ratio_of_scores([1.0] * 10, [1.0] * 10)
+    assert equal == Figure(1.0, pytest.approx(1 - unseen), pytest.approx(1 / (1 - unseen)), 10)
+    none = metrics.ratio_of_scores([0.0] * 10, [1.0, 0.0] * 5)
+    assert none == Figure(0.0, 0.0, pytest.approx(unseen / (1 - unseen) * 2), 10)
+    assert metrics.ratio_of_scores([1.0] * 1000, [1.0] * 1000).low > 0.99
+    mixed = [1.0, 0.0, 1.0, 1.0]
+    assert metrics.ratio_of_scores(mixed, [1.0] * 4) == metrics.ratio(mixed, [1.0] * 4)
+    assert metrics.ratio_of_scores([], []) == NOTHING
+
+
 def test_many_items_are_drawn_in_parts(monkeypatch):
     values = np.random.default_rng(1).normal(5, 2, 50)
     monkeypatch.setattr(metrics, "_MAX_DRAWN", 60 * 50)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from fastmpi.data.rows import read_rows
-from fastmpi.evaluation.folder import EvaluationFolder
+from fastmpi.evaluation.folder import EvaluationFolder, SuiteSummary
+from fastmpi.evaluation.metrics import NOTHING, Figure
 from fastmpi.evaluation.result import EvalInputs
 from fastmpi.evaluation.suites import run_suites
 
@@ -43,6 +44,44 @@ def test_a_ratio_to_nothing_is_said(ask):
     shown = run_suites(ask(say=say_case("none")).evaluation)["in-context"]
     assert "internalisation" not in shown.figures
     assert shown.notes["internalisation"] == "undefined: nothing is right with the policy"
+
+
+def test_the_ratio_comes_with_whichever_arm_is_asked_last(ask, data):
+    say = say_case(read_rows(data / "test.jsonl")[0]["answer"])
+    both = run_suites(ask(say=say, folder="both").evaluation)["in-context"]
+    first = run_suites(ask(say=say, suites=["in-context"]).evaluation)["in-context"]
+    assert "internalisation" not in first.figures
+    assert first.notes == {"internalisation": "unknown: the suite task was not asked"}
+    files = {"data_dir": None, "test_dataset": str(data / "test.jsonl")}  # without the policies
+    task = ask(say=say, suites=["task"], **files).evaluation
+    run_suites(task)
+    assert task.folder.summary()["in-context"] == both
+
+
+def test_figures_of_other_options_stay(ask, monkeypatch):
+    monkeypatch.setattr("fastmpi.evaluation.harness_tasks._check_installed", lambda harness: None)
+    monkeypatch.setattr(
+        "fastmpi.evaluation.suites.run_harness",
+        lambda path, inputs, *_, **__: dict.fromkeys(inputs.forgetting_tasks, NOTHING),
+    )
+    found = {}
+    for tasks in (None, ["a"], ["b"]):
+        made = ask(say=str, suites=["forgetting", "efficiency"], num_rows=1, forgetting_tasks=tasks,
+                   num_timed_prompts=0 if tasks else 1)  # fmt: skip
+        found = run_suites(made.evaluation)
+    assert list(found["forgetting"].figures) == ["describe", "trace", "a", "b"]
+    assert found["efficiency"].figures["prefill_ms_with"].n == 1
+    assert made.evaluation.folder.summary() == found
+
+
+def test_a_judged_score_stays_without_the_judge(ask):
+    known = SuiteSummary({"referral": NOTHING, "judge_0_to_10": Figure(7, 6, 8, 9)},
+                         notes={"judge's model": "j"})  # fmt: skip
+    made = ask(say=say_case("x"), suites=["referral"])
+    made.evaluation.folder.write_summary({"referral": known})
+    found = run_suites(made.evaluation)["referral"]
+    assert found.figures["referral"].n and found.figures["judge_0_to_10"].value == 7
+    assert found.notes == {"judge's model": "j"}
 
 
 def test_override_asks_under_the_other_rules_and_tells_old_answers(ask, data):
