@@ -43,7 +43,6 @@ def evaluate(command: Command, words: Sequence[str]) -> int:
 
     from fastmpi.stages.evaluating import evaluate_files
 
-    inputs.check()  # before torch is imported
     quiet()
     suites = evaluate_files(
         inputs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,10 +210,3 @@ class EvalResult:
             f"{prompt}: accuracy {self.accuracy:.3f} (95 % {low:.3f} to {high:.3f}, n {self.n}), "
             f"{self.prompt_tokens:.0f} prompt tokens, prefill {self.prefill_ms:.1f} ms"
         )
-
-    def write_items(self, path: str | Path) -> None:
-        """One JSON line per row."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(dict(item), ensure_ascii=False) + "\n" for item in self.items)
-        path.write_text("".join(lines), encoding="utf-8")

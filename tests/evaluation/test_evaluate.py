@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -102,7 +101,7 @@ def test_config_refuses_nonsense(field):
         EvalConfig.from_dict({field: 0})
 
 
-def test_result_summarises_and_writes(tmp_path):
+def test_result_summarises():
     common = {"policy_id": "a", "response": "\u05d0"}
     items = [{"id": i, "answer": f"Case {i}", "correct": i == 0, **common} for i in range(2)]
     result = EvalResult(True, items, 12.0, 3.0)
@@ -110,6 +109,3 @@ def test_result_summarises_and_writes(tmp_path):
         "value": 0.0, "low": 0.0, "high": pytest.approx(0.793, abs=1e-3), "n": 1
     }  # fmt: skip
     assert result.line().startswith("with the policy: accuracy 0.500 (95 % 0.095 to 0.905, n 2)")
-    result.write_items(tmp_path / "deep" / "items.jsonl")
-    lines = (tmp_path / "deep" / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == items
