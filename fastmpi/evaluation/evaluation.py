@@ -163,12 +163,14 @@ class Evaluation:
     def _start(self, overwrite: Overwrite) -> None:
         """Writes run.json, or finds that it is there already."""
         run = self._description()
+        if EvaluationFolder.is_one(self.folder.path) and overwrite == "always":
+            self._clear()  # unread: it may be damaged
         if EvaluationFolder.is_one(self.folder.path):
             found = self.folder.run
             other = _difference(found, run)
             if other and overwrite == "never":
                 raise ValueError(f"{self.folder.path} {other}; {_WAY_OUT}")
-            if other or overwrite == "always":
+            if other:
                 self._clear()
             else:
                 for name in ("data", "hashes", "seconds"):
@@ -206,6 +208,8 @@ def _with_none(policies: PolicySet) -> Mapping[str, Policy | None]:
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What two evaluations disagree in, in words; empty where they are the same."""
     if found.get("fingerprint") != wanted["fingerprint"]:
+        if found.get("model") == wanted["model"]:
+            return f"was made before the weights of {wanted['model']} changed"
         return f"evaluates other weights ({found.get('model')}, not {wanted['model']})"
     for key, value in wanted["settings"].items():
         if found.get("settings", {}).get(key) != value:

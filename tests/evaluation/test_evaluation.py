@@ -95,6 +95,8 @@ def test_another_evaluation_is_not_mixed_with_this_one(ask, tiny_folder):
     other = ForestModel.from_pretrained(tiny_folder("qwen3_vl"), probe=False)
     with pytest.raises(ValueError, match=r"evaluates other weights \(m, not n\)"):
         ask(say=say, model_to_ask=other, model="n")
+    with pytest.raises(ValueError, match="eval was made before the weights of m changed; choose"):
+        ask(say=say, model_to_ask=other)
     kept = ask(say=say, overwrite="if other")
     assert (kept.path / "items" / "task.jsonl").exists()
     anew = ask(say=say, overwrite="if other", seed=1)
@@ -120,6 +122,16 @@ def test_a_block_of_changed_rules_stands_alone_or_after_the_whole_policy(ask, da
     assert prompts["whole"].index("policy") < prompts["whole"].index("change : all")
     with pytest.raises(ValueError, match="was made with override_context block, not whole"):
         ask(folder="block", override_context="whole", **files)
+
+
+def test_a_damaged_run_is_overwritten(ask):
+    made = ask(say=str, suites=["task"])
+    run_suites(made.evaluation)
+    (made.path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json cannot be read"):
+        ask(say=str)
+    anew = ask(say=str, overwrite="always")
+    assert not (anew.path / "items").exists() and anew.evaluation.folder.label == "m"
 
 
 def test_other_rows_are_noticed(ask, data, tmp_path):
