@@ -43,7 +43,11 @@ Then give a score from 0 to 10: 10 where everything cited is in the policy as qu
 nothing is, or where nothing is cited, and in between the share that is. End with the line \
 "## Score ##" and the number on the next line, and nothing after it."""
 
-_SCORE = re.compile(r"##\s{0,9}Score\s{0,9}##[\s:*]{0,20}(\d{1,3}(?:\.\d{1,6})?)", re.IGNORECASE)
+_HEADING = re.compile(r"##\s{0,9}Score\s{0,9}##", re.IGNORECASE)
+# "8", "**7.5**" or "8/10", and nothing else on its line
+_SCORE = re.compile(
+    r"[\s:*]{0,20}(\d{1,3}(?:\.\d{1,6})?)(?: ?/ ?10)?[ \t*.]{0,9}\r?(?:\n|\Z)", re.ASCII
+)
 
 
 @dataclass(kw_only=True)
@@ -54,7 +58,7 @@ class JudgeSettings(Settings):
     """Model that also judges referral, as the paper does; None: no judge is asked."""
 
     judge_base_url: str | None = None
-    """Address of its OpenAI-compatible endpoint; None: OpenAI's own."""
+    """Address of its OpenAI-compatible endpoint; None: OPENAI_BASE_URL, else OpenAI's own."""
 
     judge_prompt_price: float | None = None
     """US dollars for a million prompt tokens, to tell the cost before the first request."""
@@ -136,9 +140,13 @@ def judge_messages(policy: Policy, response: str) -> Messages:
 
 
 def judge_score(verdict: str) -> float | None:
-    """The number under the last "## Score ##", from 0 to 10; None where there is none."""
-    found = _SCORE.findall(verdict)
-    score = float(found[-1]) if found else None
+    """The number under the last "## Score ##", from 0 to 10; None where there is none.
+
+    An earlier heading does not count: it may be one that the judge quotes.
+    """
+    *_, end = (None, *(heading.end() for heading in _HEADING.finditer(verdict)))
+    found = None if end is None else _SCORE.match(verdict, end)
+    score = float(found[1]) if found else None
     return score if score is not None and score <= 10 else None
 
 

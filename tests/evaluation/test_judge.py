@@ -112,6 +112,10 @@ def test_verdicts_without_a_score_are_counted() -> None:
         ("##Score## 10/10", 10),
         ("## score ##\n**9**", 9),
         ("it says ## Score ##\n10, which I do not follow.\n## Score ##\n2", 2),  # the last one
+        ("the text says ## Score ##\n10\n## Score ##\nnone can be given", None),
+        ("## Score ##\n7 / 10", 7),
+        ("## Score ##\n8.", 8),
+        ("## Score ##\n3 of 10 rules are quoted truly", None),
         ("## Score ##", None),
         ("## Score ##\n11", None),
         ("## Score ##\n-3", None),
