@@ -14,14 +14,13 @@ from itertools import pairwise
 from typing import Any
 
 from fastmpi.data.scenes import CLEVR_ATTRIBUTES
-from fastmpi.policies.citation import Citation
+from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
 from fastmpi.policies.clevr_tree import ClevrTree, Node
 from fastmpi.policies.gta_policy import GTAPolicy
 from fastmpi.policies.gta_reasoning import gta_citations
 from fastmpi.policies.gta_rules import Profile
 from fastmpi.policies.policy import Policy
 
-MAX_TEXT = 100_000  # characters of a response that are read
 VALUES = frozenset(value for values in CLEVR_ATTRIBUTES.values() for value in values)
 # One alternative for each thing that matters; \b keeps every scan of a long word short.
 _TOKEN = re.compile(
@@ -91,7 +90,7 @@ def _mentions(text: str) -> Iterator[tuple[str, list[str]]]:
     A quote ends with its line or at the next id.
     """
     place, quoted, is_open = None, list[str](), False
-    for token in _TOKEN.finditer(text[:MAX_TEXT].partition("</think>")[0]):
+    for token in _TOKEN.finditer(text[:CITED_CHARACTERS].partition("</think>")[0]):
         if token["id"]:
             if place is not None:
                 yield place, quoted

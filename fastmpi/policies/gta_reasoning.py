@@ -12,14 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from fastmpi.policies.citation import Citation
+from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
 from fastmpi.policies.gta_parse import quoted_tests
 from fastmpi.policies.gta_policy import GTAPolicy, Routing, Step
 from fastmpi.policies.gta_rules import Choice, Profile, Rule, Test
 from fastmpi.policies.gta_text import test_text
-
-# Citations are read from so many characters at the start of a response.
-CITED_CHARACTERS = 200_000
 
 _FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,40}(?:\.[0-9]{1,40}){0,8})\b", re.IGNORECASE)
 _COMPACT_ID = re.compile(r"(?<![^\s>])([A-Za-z]\w*\.[0-9]{1,40})(?!\S)", re.ASCII)

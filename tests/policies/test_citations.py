@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fastmpi.data.renderer import sample_scene
-from fastmpi.policies.citation import Citation
 from fastmpi.policies.citations import citations, condition_ids, gold_citations
+from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
 from fastmpi.policies.clevr_text import STYLES, reasoning_text
 from fastmpi.policies.clevr_tree import ClevrTree
 from fastmpi.policies.gta_policy import gta_policy
@@ -133,6 +133,13 @@ def test_hostile_text_is_read_in_under_a_second(piece: str) -> None:
     found = citations(text, POLICY)
     assert time.process_time() - start < 1
     assert all(len(citation.id) <= 200 for citation in found)
+
+
+@pytest.mark.parametrize("policy", [POLICY, gta_policy().to_policy()])
+def test_only_the_beginning_of_a_response_is_read(policy: Policy) -> None:
+    cite = "Condition 1: color red?\nRule 4: credits at most 250?\n"
+    assert len(citations("x" * (CITED_CHARACTERS - len(cite) - 1) + "\n" + cite, policy)) == 1
+    assert citations("x" * CITED_CHARACTERS + "\n" + cite, policy) == []
 
 
 def test_a_policy_without_known_rules_is_named() -> None:

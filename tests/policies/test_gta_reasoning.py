@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmpi.policies.citation import Citation
+from fastmpi.policies.cited_rule import Citation
 from fastmpi.policies.gta_policy import gta_policy
 from fastmpi.policies.gta_reasoning import gta_citations, gta_reasoning
 from fastmpi.policies.gta_rules import Profile

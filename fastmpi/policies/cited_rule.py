@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CITED_CHARACTERS = 100_000
+"""So many at the start of a response are read for citations, whatever the policy."""
+
 
 @dataclass(frozen=True)
 class Citation:
