@@ -54,7 +54,7 @@ class Window:
     def first_column(self) -> Tensor:
         """(S,) int64: token i of sample s (prompt included) is column first_column[s] + i of the
         (M,) tensors."""
-        prompt_lengths = torch.tensor([len(prompt.ids) for prompt in self.prompts])
+        prompt_lengths = torch.tensor([len(p.ids) for p in self.prompts], dtype=torch.int64)
         return self.lengths.cumsum(0) - self.lengths - prompt_lengths
 
     def response(self, index: int) -> np.ndarray:

@@ -127,6 +127,7 @@ def test_responses_are_taken_in_any_order() -> None:
     assert taken.ids.tolist() == [3, 4, 5, 0, 1] and taken.rows.tolist() == [6, 5]
     assert whole.columns([2, 0]).tolist() == [3, 4, 5, 0, 1]
     assert len(whole.take([])) == 0 and len(whole.columns([])) == 0
+    assert whole.take([]).first_column.dtype == torch.int64
 
 
 def test_prompts_are_made_when_they_are_looked_at() -> None:
