@@ -20,6 +20,9 @@ from fastmpi.endpoint_cache import Reply, ReplyCache, request_key
 from fastmpi.settings import Settings
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+ADDRESS_VARIABLE = "OPENAI_BASE_URL"
+OPENAI = "https://api.openai.com/v1"
+MIN_SECRET = 8  # characters of a key worth hiding: a server of one's own is often given "x"
 NO_KEY = "none"  # what a server of one's own is sent where there is no key
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_PICTURE = 1000
@@ -84,6 +87,7 @@ class Endpoint:
         self.config = config
         self.cache = ReplyCache(cache)
         self.say = say
+        self.address = _address(config)
         self._secret = os.environ.get(KEY_VARIABLE, "")
 
     def complete(self, conversations: Sequence[Messages]) -> list[Reply]:
@@ -93,10 +97,10 @@ class Endpoint:
         server refuses (400, 413, 422, no text) gets a reply with `error`, and the others go on.
         `ConnectionError` where nothing goes on: a wrong key or address, retries used up; replies
         so far are in the cache. `ValueError` without the openai package, and without a key where
-        no `base_url` is given.
+        the address is OpenAI's own.
         """
         requests = [self._request(messages) for messages in conversations]
-        keys = [request_key(request | {"base_url": self.config.base_url}) for request in requests]
+        keys = [request_key(request | {"base_url": self.address}) for request in requests]
         missing = {k: r for k, r in zip(keys, requests, strict=True) if k not in self.cache}
         self.say(self._estimate(len(requests), list(missing.values())))
         if missing:
@@ -160,11 +164,11 @@ class Endpoint:
             raise ValueError(
                 "asking an endpoint needs the openai package: pip install fastmpi[endpoint]"
             ) from None
-        if not self._secret and self.config.base_url is None:
+        if not self._secret and self.address == OPENAI:
             raise ValueError(f"set {KEY_VARIABLE}, or give the address of a server without a key")
         return openai.OpenAI(
             api_key=self._secret or NO_KEY,
-            base_url=self.config.base_url,
+            base_url=self.address,
             max_retries=self.config.max_retries,
             timeout=self.config.timeout,
             # A server that sends the client elsewhere must not get the key there.
@@ -174,11 +178,11 @@ class Endpoint:
     def _estimate(self, asked: int, requests: Sequence[Mapping[str, Any]]) -> str:
         prompt = sum(_prompt_tokens(request["messages"]) for request in requests)
         completion = len(requests) * self.config.max_tokens
-        where = f" at {self.config.base_url}" if self.config.base_url else ""
         known = f" ({asked - len(requests)} known or repeated)" if asked > len(requests) else ""
         return (
-            f"{asked} requests to {self.config.model}{where}{known}: about {prompt:,} prompt and "
-            f"at most {completion:,} completion tokens{self._cost(prompt, completion)}"
+            f"{asked} requests to {self.config.model} at {self.address}{known}: "
+            f"about {prompt:,} prompt and at most {completion:,} completion tokens"
+            f"{self._cost(prompt, completion)}"
         )
 
     def _bill(self, replies: Sequence[Reply]) -> str:
@@ -196,24 +200,33 @@ class Endpoint:
         return f", ${prices / 1e6:.2f}"
 
     def _failure(self, reason: str) -> ConnectionError:
-        return ConnectionError(f"{self.config.base_url or 'the endpoint'} failed: {reason}")
+        return ConnectionError(f"{self.address} failed: {reason}")
 
     def _clean(self, text: str) -> str:
         """One short line without the key."""
         return " ".join(self._hidden(text).split())[:300]
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._secret, "***") if self._secret else text
+        return text.replace(self._secret, "***") if len(self._secret) >= MIN_SECRET else text
 
 
-def _check_address(url: str) -> None:
+def _address(config: EndpointConfig) -> str:
+    """Where requests go: the setting, else the environment, else OpenAI."""
+    if config.base_url is not None:
+        return config.base_url
+    url = os.environ.get(ADDRESS_VARIABLE) or OPENAI
+    _check_address(url, ADDRESS_VARIABLE)
+    return url
+
+
+def _check_address(url: str, name: str = "base_url") -> None:
     """Addresses are shown and saved, so they must hold no secret."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("base_url must begin with http:// or https:// and a host")
+        raise ValueError(f"{name} must begin with http:// or https:// and a host")
     if parts.username or parts.password or parts.query:
         raise ValueError(
-            f"base_url holds no user, password or query; the key comes from {KEY_VARIABLE}"
+            f"{name} holds no user, password or query; the key comes from {KEY_VARIABLE}"
         )
 
 

@@ -228,6 +228,30 @@ def test_a_server_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> N
         Endpoint(EndpointConfig(model="m"), say=lambda text: None).complete([ask("a")])
 
 
+def test_a_short_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with serving(lambda request: "six boxes") as server:
+        assert endpoint(server.url)[0].complete([ask("a")])[0].text == "six boxes"
+
+
+def test_the_address_of_the_environment_is_told_and_part_of_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    cache = tmp_path / "cache.jsonl"
+    for answer in ("first", "second"):
+        with serving(lambda request, answer=answer: answer) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            said: list[str] = []
+            client = Endpoint(EndpointConfig(model="m"), cache=cache, say=said.append)
+            assert client.complete([ask("a")])[0].text == answer
+            assert f"to m at {server.url}: about" in said[0]
+    monkeypatch.setenv("OPENAI_BASE_URL", f"https://host/v1?key={KEY}")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL holds no user") as error:
+        Endpoint(EndpointConfig(model="m"))
+    assert KEY not in str(error.value)
+
+
 def test_nobody_is_there() -> None:
     with pytest.raises(ConnectionError, match="APIConnectionError"):
         endpoint("http://127.0.0.1:9/v1", max_retries=0)[0].complete([ask("a")])
