@@ -82,6 +82,11 @@ class ForestModel(nn.Module):
         """
         from transformers import AutoConfig, AutoModelForImageTextToText
 
+        if not Path(path).exists() and str(path).count("/") != 1:
+            # Asking the hub takes minutes where there is no network.
+            raise ValueError(
+                f"no model folder {str(path)!r}; a model on the hub is named owner/name"
+            )
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         except OSError as error:

@@ -58,6 +58,8 @@ class GTAPolicyConfig(TeacherSettings):
     """New folder for the data set."""
     world: Literal["full", "tiny"] = "full"
     """The paper's 14 tools and 20 rules, or a small random policy for the embedded model."""
+    policy_file: str | None = None
+    """JSON file of another policy, as `GTAPolicy.to_json` gives it; by default the paper's."""
     gta_dir: str | None = None
     """A GTA folder to take dialogs and pictures from; by default they are made up and drawn."""
     num_train: int = PAPER_NUM_TRAIN
@@ -80,6 +82,8 @@ class GTAPolicyConfig(TeacherSettings):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.gta_dir is not None and self.world == "tiny":
             raise ValueError("gta_dir: the tiny world has queries of its own")
+        if self.policy_file is not None and self.world == "tiny":
+            raise ValueError("policy_file: the tiny world draws a policy that its model can read")
         if self.teacher_model is not None and self.world == "tiny":
             raise ValueError("teacher_model: the tiny world has few words, and a teacher any")
         if self.gta_dir is None and (self.num_cot or 0) > self.num_train:
@@ -219,13 +223,23 @@ def _chosen(rng: np.random.Generator, rows: Sequence[Row], count: int) -> list[R
 
 
 def _full(config: GTAPolicyConfig) -> _Source:
-    policy = gta_policy()
+    policy = _policy(config)
     dialogs, train, test, notes = _folder(config) if config.gta_dir else _made_up(config)
     rows = [
         dialog_rows(policy, part, ProfileSource(_rng(config, stream), policy), dialogs, split)
         for split, part, stream in (("train", train, 3), ("test", test, 4))
     ]
     return _Source(policy, rows[0], rows[1], dialogs.pictures, notes)
+
+
+def _policy(config: GTAPolicyConfig) -> GTAPolicy:
+    if config.policy_file is None:
+        return gta_policy()
+    try:
+        text = Path(config.policy_file).read_text(encoding="utf-8")
+        return GTAPolicy.from_json(json.loads(text))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"policy_file {config.policy_file}: {error}") from None
 
 
 _Parts = tuple[Dialogs, Sequence[Dialog], Sequence[Dialog], dict[str, Any]]

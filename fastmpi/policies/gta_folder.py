@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmpi.data.images import resolve_path
+from fastmpi.data.images import load_image, resolve_path
 from fastmpi.policies.gta_dialogs import Call, Dialog, Dialogs
 from fastmpi.settings import did_you_mean
 
@@ -142,9 +142,11 @@ def _pictures(dialog: Dialog, folder: Path) -> dict[str, Path]:
     for name, path in found.items():
         if not path.is_file():
             raise ValueError(f"image {name!r} does not exist in {folder}")
+        load_image(path)  # any file could be named there
     for call in dialog.calls:
         if call.made and call.returned and resolve_path(call.returned, folder).is_file():
             found[call.returned] = resolve_path(call.returned, folder)
+            load_image(found[call.returned])
     return found
 
 

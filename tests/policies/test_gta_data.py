@@ -185,6 +185,7 @@ def test_a_teacher_is_not_asked_where_the_folder_is_taken(tmp_path: Path) -> Non
         ({"num_cot": -1}, "num_cot must not be negative"),
         ({"seed": -1}, "seed must not be negative"),
         ({"gta_dir": "x", "world": "tiny"}, "gta_dir"),
+        ({"policy_file": "x", "world": "tiny"}, "policy_file: the tiny world"),
         ({"teacher_model": "m", "world": "tiny"}, "teacher_model: the tiny world has few words"),
         ({"gta_folder": "x"}, "did you mean 'gta_dir'"),
     ],
@@ -192,6 +193,34 @@ def test_a_teacher_is_not_asked_where_the_folder_is_taken(tmp_path: Path) -> Non
 def test_bad_settings_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GTAPolicyConfig.from_dict(values)
+
+
+def test_another_policy_from_a_file(tmp_path: Path) -> None:
+    """A rule more is data: its text, its gold calls and its override follow."""
+    changed = gta_policy().to_json()
+    rule = next(rule for rule in changed["rules"] if rule["id"] == "12")  # A and B: version 2
+    other = next(rule for rule in changed["rules"] if rule["id"] == "13")
+    rule["then"], other["then"] = other["then"], rule["then"]
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({**changed, "name": "shop"}))
+    data = build(GTAPolicyConfig(policy_file=str(path)))
+    assert list(data.policies) == ["shop"] and data.policy != gta_policy()
+    rows = [row for row in data.train if row["tool"] == "RegionAttributeDescription"]
+    assert rows and all(row["policy_id"] == "shop" for row in rows)
+    for row in rows:
+        version = 1 if row["profile"]["account_type"] in "AB" else 2
+        assert name_of(row) == f"RegionAttributeDescription_v{version}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "No such file"), ("{", "Expecting"), ("{}", "tool policy")]
+)
+def test_a_bad_policy_file_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "policy.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"policy_file .*policy.json: .*{message}"):
+        build(replace(SMALL, policy_file=str(path)))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

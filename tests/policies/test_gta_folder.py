@@ -92,6 +92,7 @@ MISTAKES: list[tuple[Callable[[Any], Any], str]] = [
     (outside, "dialog '0': image path .* points outside"),
     (lambda d: d["0"]["files"][0].update(path="/etc/hostname"), "points outside"),
     (lambda d: d["0"]["files"][0].update(path="image/no.jpg"), "image 'image/no.jpg' does not"),
+    (lambda d: d["0"]["files"][0].update(path="toolmeta.json"), "toolmeta.json"),
     (lambda d: d["0"]["files"][0].update(type="audio"), "only images are understood"),
     (lambda d: d["7"]["dialogs"][2]["content"].update(content="../x.jpg"), "dialog '7': .*outside"),
     (lambda d: function(d).update(name="OCRR"), "'0': turn 1: tool 'OCRR' .* mean 'OCR'"),
