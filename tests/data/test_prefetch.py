@@ -130,6 +130,7 @@ def test_ctrl_c_leaves_a_waiting_take(prefetch):
     """A take that waits for a slow item is left by an exception in its thread, and closes."""
     import signal
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     started = threading.Event()
 
     def slow(n):
@@ -145,8 +146,11 @@ def test_ctrl_c_leaves_a_waiting_take(prefetch):
         signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        ahead.take(0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ahead.take(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_bad_depth_is_refused():

@@ -148,8 +148,10 @@ def test_run_json_says_what_was_asked(ask, data):
     run_suites(made.evaluation)
     run = json.loads((made.path / "run.json").read_text())
     assert (run["label"], run["model"], len(run["fingerprint"])) == ("SFT", "m", 64)
-    assert run["settings"] == {"max_completion_length": 6, "temperature": 0.0, "num_rows": None,
-                               "seed": 0, "dtype": "float32"}  # fmt: skip
+    assert run["settings"] == {
+        "max_completion_length": 6, "temperature": 0.0, "num_rows": None, "seed": 0,
+        "override_context": "block", "dtype": "float32",
+    }  # fmt: skip
     assert set(run["data"]) == {"test", "policies", "override", "override_policies"}
     assert made.evaluation.folder.data_path("test").resolve() == (data / "test.jsonl").resolve()
     assert list(run["seconds"]) == ["task"] and "torch" in run["versions"]

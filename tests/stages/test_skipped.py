@@ -15,17 +15,16 @@ from fastmpi.tracking import read_metrics
 NAN, INF = float("nan"), float("inf")
 
 
-class Spoilt:
-    """An objective whose loss, and with it the gradient, is multiplied by `value`."""
+def spoilt(objective: Any, value: float) -> Any:
+    """The objective, whose loss, and with it the gradient, is multiplied by `value`."""
+    plain = type(objective)
 
-    def __init__(self, objective: Any, value: float) -> None:
-        self.objective, self.value = objective, value
+    class Spoilt(plain):
+        def __call__(self, *args: Any) -> Any:
+            return super().__call__(*args) * value
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.objective, name)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.objective(*args) * self.value
+    objective.__class__ = Spoilt
+    return objective
 
 
 def spoil(trainer: Any, bad: Callable[[int], bool], value: float = NAN) -> Any:
@@ -35,7 +34,7 @@ def spoil(trainer: Any, bad: Callable[[int], bool], value: float = NAN) -> Any:
     def next_step() -> Any:
         step = plain()
         if bad(trainer.state.global_step + 1):
-            step.objective = Spoilt(step.objective, value)
+            spoilt(step.objective, value)
         return step
 
     trainer.next_step = next_step
