@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tiny_base_tasks import piece_ids, weighted_sample
 
 from fastmpi.assets import CASES, held_out
 from fastmpi.data.images import Image
@@ -62,9 +63,7 @@ class Rows:
     ) -> None:
         self.processor, self.scenes, self.names = processor, scenes, names
         self.rng = np.random.default_rng(seed)
-        # "Ġ" stands for a blank in a byte-level vocabulary.
-        vocabulary = processor.tokenizer.get_vocab()
-        self.ids = {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
+        self.ids = piece_ids(processor)
 
     def batch(self, kind: str, size: int, depth: int) -> list[Sample]:
         """`size` rows of one kind, with trees of `depth` layers where the kind has trees."""
@@ -78,7 +77,8 @@ class Rows:
         index = int(self.rng.integers(len(self.scenes)))
         pieces = [piece for _ in range(NUM_CHAINS) for piece in self._chain(self.scenes[index])]
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ASK}]}
-        return self._sample([turn], self.processor.images([self.names[index]]), pieces)
+        images = self.processor.images([self.names[index]])
+        return weighted_sample(self.processor, self.ids, [turn], images, pieces)
 
     def trace(self, depth: int) -> Sample:
         tree = self.tree(depth)
@@ -86,7 +86,8 @@ class Rows:
         chosen = self.rng.permutation(len(paths))[: num_traced(len(paths))]
         pieces = [piece for index in chosen for piece in (*paths[index], (" ;", 1.0))]
         turn = {"role": "user", "content": trace_prompt(tree.name)}
-        return self._sample([*clevr_policy(tree, "compact").messages, turn], [], pieces)
+        messages = [*clevr_policy(tree, "compact").messages, turn]
+        return weighted_sample(self.processor, self.ids, messages, [], pieces)
 
     def follow(self, depth: int, *, with_policy: bool = True) -> Sample:
         question = self.question(self.tree(depth))
@@ -121,14 +122,6 @@ class Rows:
             "answer": walk.case,
         }
         return Question(row, tree)
-
-    def _sample(self, messages: list, images: list[Image], pieces: Sequence[Piece]) -> Sample:
-        prompt = self.processor.prompt(messages, images)
-        words, weights = zip(*pieces, strict=True)
-        ids = np.array([*(self.ids[word] for word in words), self.processor.eos_token_ids[0]])
-        sample = Sample.from_prompt(prompt, ids)
-        sample.weights[len(prompt.ids) :] = (*weights, 1.0)
-        return sample
 
     def _chain(self, scene: Scene) -> Iterator[Piece]:
         """A path through a random tree: a yes narrows the objects and uses up its attribute."""

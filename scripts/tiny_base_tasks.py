@@ -13,7 +13,7 @@ comes next) carry no loss. A tenth of all trees never occurs, see `fastmpi.asset
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,28 @@ def draw_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
     return [sample_scene(rng, int(n), attributes=WORLD, layout="quadrants") for n in numbers]
 
 
+def piece_ids(processor: Processor) -> dict[str, int]:
+    """Token of each piece; "Ġ" stands for a blank in a byte-level vocabulary."""
+    vocabulary = processor.tokenizer.get_vocab()
+    return {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
+
+
+def weighted_sample(
+    processor: Processor,
+    ids: Mapping[str, int],
+    messages: list[dict],
+    images: list[Image],
+    pieces: Sequence[Piece],
+) -> Sample:
+    """A chat, and the response that `pieces` make, each with the weight of its loss."""
+    prompt = processor.prompt(messages, images)
+    words, weights = zip(*pieces, strict=True)
+    response = np.array([*(ids[word] for word in words), processor.eos_token_ids[0]])
+    sample = Sample.from_prompt(prompt, response)
+    sample.weights[len(prompt.ids) :] = (*weights, 1.0)
+    return sample
+
+
 class Tasks:
     """Rows over one set of scenes, drawn into `folder`; all randomness comes from `seed`."""
 
@@ -81,9 +103,7 @@ class Tasks:
             for attribute, values in ATTRIBUTES.items()
             for value in values
         }
-        # "Ġ" stands for a blank in a byte-level vocabulary.
-        vocabulary = processor.tokenizer.get_vocab()
-        self.ids = {piece.replace("Ġ", " "): token for piece, token in vocabulary.items()}
+        self.ids = piece_ids(processor)
 
     def batch(
         self, kind: str, size: int, depth: int = 0, pictured_share: float = 0.0
@@ -181,12 +201,7 @@ class Tasks:
 
     def sample(self, messages: list[dict], images: list[Image], pieces: list[Piece]) -> Sample:
         """A chat, and the response that `pieces` make."""
-        prompt = self.processor.prompt(messages, images)
-        words, weights = zip(*pieces, strict=True)
-        ids = np.array([*(self.ids[word] for word in words), self.processor.eos_token_ids[0]])
-        sample = Sample.from_prompt(prompt, ids)
-        sample.weights[len(prompt.ids) :] = (*weights, 1.0)
-        return sample
+        return weighted_sample(self.processor, self.ids, messages, images, pieces)
 
     def _draw_objects(self, count: int, seed: int) -> list[tuple[SceneObject, str]]:
         """Objects alone, each turned at random, and the files of their pictures."""
