@@ -27,7 +27,7 @@ picture and follows short policies that are given in its context. It knows nothi
   Half of the values may be pictures of one object that has them ("if color <picture> then").
 - It answers `<think>C1 red yes C1.1 cube no</think>\\boxed{{Case 5}}`. Without a policy it answers
   in the same form, at chance.
-- Compact tool policies (`fastmpi.policies.gta_tiny`): rules over account, credits and age for four
+- Compact tool policies (`fastmpi.policies.gta.tiny`): rules over account, credits and age for four
   to six of seven tools; then picture and `account B credits 400 age 20 ; search cube 4`. It answers
   with reasoning as above and a call in JSON, `{{"name": "GoogleSearch_v2", "arguments": ...}}`.
 

@@ -1,4 +1,4 @@
-"""Training rows of the tiny base about the cut-down GTAPolicy (`fastmpi.policies.gta_tiny`).
+"""Training rows of the tiny base about the cut-down GTAPolicy (`fastmpi.policies.gta.tiny`).
 
 tests: profiles, and tests of them with yes or no; no policy, no picture.
 recite: a policy, and some of its rules by their ids, both conditions and versions.
@@ -17,11 +17,11 @@ from tiny_base_tasks import Piece, Tasks
 
 from fastmpi.data.prompts import render, response_text
 from fastmpi.data.samples import Prompt, Sample
-from fastmpi.policies import gta_tiny
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_rules import Choice, Rule
-from fastmpi.policies.gta_text import override_text, profile_text, test_text, when_text
-from fastmpi.policies.gta_tiny_queries import standing_out
+from fastmpi.policies.gta import tiny as gta_tiny
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.rules import Choice, Rule
+from fastmpi.policies.gta.text import override_text, profile_text, test_text, when_text
+from fastmpi.policies.gta.tiny_queries import standing_out
 from fastmpi.policies.policy import Policy
 from fastmpi.policies.tiny_tasks import LEAF_WEIGHT, trace_prompt
 

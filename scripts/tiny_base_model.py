@@ -21,7 +21,7 @@ from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.tiny import qwen_token_ids, text_settings
 from fastmpi.models.tokenizer import build_tokenizer, compact_words
 from fastmpi.ops.positions import mrope_positions
-from fastmpi.policies.gta_tiny import NUM_TOOLS, words
+from fastmpi.policies.gta.tiny import NUM_TOOLS, words
 
 MAX_NEW_TOKENS = 24
 MAX_NEW_CALL_TOKENS = 80

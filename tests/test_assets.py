@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from fastmpi.assets import held_out, tiny_base_path
 from fastmpi.data.processor import Processor
 from fastmpi.models.tokenizer import compact_words
-from fastmpi.policies import gta_tiny
+from fastmpi.policies.gta import tiny as gta_tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 

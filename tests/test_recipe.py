@@ -9,7 +9,7 @@ import pytest
 
 from fastmpi.config import SFTConfig
 from fastmpi.policies.clevr_data import ClevrPolicyConfig
-from fastmpi.policies.gta_data import GTAPolicyConfig
+from fastmpi.policies.gta.data import GTAPolicyConfig
 from fastmpi.recipe import Recipe, find_recipe, load_recipe, shipped_recipes
 from fastmpi.stages.methods import comparison_of
 

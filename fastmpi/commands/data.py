@@ -17,7 +17,7 @@ def clevr_policy(command: Command, words: Sequence[str]) -> int:
 
 
 def gta_policy(command: Command, words: Sequence[str]) -> int:
-    from fastmpi.policies.gta_data import GTAPolicyConfig, generate
+    from fastmpi.policies.gta.data import GTAPolicyConfig, generate
 
     return _made(generate(_settings(command, words, GTAPolicyConfig)))
 

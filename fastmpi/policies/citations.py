@@ -16,9 +16,9 @@ from typing import Any
 from fastmpi.data.scenes import CLEVR_ATTRIBUTES
 from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
 from fastmpi.policies.clevr_tree import ClevrTree, Node
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_reasoning import gta_citations
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.reasoning import gta_citations
+from fastmpi.policies.gta.rules import Profile
 from fastmpi.policies.policy import Policy
 
 VALUES = frozenset(value for values in CLEVR_ATTRIBUTES.values() for value in values)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from fastmpi.policies.clevr_data import ClevrPolicyConfig
-    from fastmpi.policies.gta_data import GTAPolicyConfig
+    from fastmpi.policies.gta.data import GTAPolicyConfig
 
 DataConfig: TypeAlias = "ClevrPolicyConfig | GTAPolicyConfig"
 
 # Module and name of the settings; the module's `generate` writes the data set.
 GENERATORS: Mapping[str, tuple[str, str]] = {
     "clevr_policy": ("fastmpi.policies.clevr_data", "ClevrPolicyConfig"),
-    "gta_policy": ("fastmpi.policies.gta_data", "GTAPolicyConfig"),
+    "gta_policy": ("fastmpi.policies.gta.data", "GTAPolicyConfig"),
 }
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastmpi.evaluation.items import value
 from fastmpi.evaluation.metrics import Item
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_rules import rules_of
-from fastmpi.policies.gta_text import rule_text
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.rules import rules_of
+from fastmpi.policies.gta.text import rule_text
 from fastmpi.policies.policy import PolicySet
 from fastmpi.report.content import Cell, Row, Table
 from fastmpi.report.runs import Evaluation

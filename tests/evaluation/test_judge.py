@@ -21,7 +21,7 @@ from fastmpi.evaluation.judge import (  # noqa: E402
     judge_messages,
     judge_score,
 )
-from fastmpi.policies.gta_policy import gta_policy  # noqa: E402
+from fastmpi.policies.gta.policy import gta_policy  # noqa: E402
 from fastmpi.policies.policy import Policy  # noqa: E402
 
 LEAVES = ({"case": "Case 1"}, {"case": "Case 2"})

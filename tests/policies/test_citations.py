@@ -12,9 +12,9 @@ from fastmpi.policies.citations import citations, condition_ids, gold_citations
 from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
 from fastmpi.policies.clevr_text import STYLES, reasoning_text
 from fastmpi.policies.clevr_tree import ClevrTree
-from fastmpi.policies.gta_policy import gta_policy
-from fastmpi.policies.gta_reasoning import gta_reasoning
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta.policy import gta_policy
+from fastmpi.policies.gta.reasoning import gta_reasoning
+from fastmpi.policies.gta.rules import Profile
 from fastmpi.policies.policy import Policy
 
 

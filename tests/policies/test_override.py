@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from fastmpi.policies.gta_policy import gta_policy, swapped_versions
+from fastmpi.policies.gta.policy import gta_policy, swapped_versions
 from fastmpi.policies.override import after_whole
 from fastmpi.policies.policy import Policy, PolicySet
 

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from fastmpi.evaluation.folder import write_json, write_jsonl
-from fastmpi.policies.gta_policy import gta_policy
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta.policy import gta_policy
+from fastmpi.policies.gta.rules import Profile
 from fastmpi.policies.policy import PolicySet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))

@@ -17,12 +17,12 @@ from tiny_base_model import collate, greedy, losses, new_base  # noqa: E402
 from tiny_base_tasks import Tasks  # noqa: E402
 
 from fastmpi.assets import held_out  # noqa: E402
-from fastmpi.policies.gta_parse import parse_rules  # noqa: E402
-from fastmpi.policies.gta_policy import GTAPolicy  # noqa: E402
-from fastmpi.policies.gta_rules import Choice, Profile  # noqa: E402
-from fastmpi.policies.gta_text import test_text as quoted  # noqa: E402
-from fastmpi.policies.gta_text import when_text  # noqa: E402
-from fastmpi.policies.gta_tiny import is_held_out  # noqa: E402
+from fastmpi.policies.gta.parse import parse_rules  # noqa: E402
+from fastmpi.policies.gta.policy import GTAPolicy  # noqa: E402
+from fastmpi.policies.gta.rules import Choice, Profile  # noqa: E402
+from fastmpi.policies.gta.text import test_text as quoted  # noqa: E402
+from fastmpi.policies.gta.text import when_text  # noqa: E402
+from fastmpi.policies.gta.tiny import is_held_out  # noqa: E402
 
 QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
 

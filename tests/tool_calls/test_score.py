@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmpi.policies.gta_tools import TOOLS
+from fastmpi.policies.gta.tools import TOOLS
 from fastmpi.tool_calls.call import Call, parse_call
 from fastmpi.tool_calls.score import DEFAULTS, CallScore, score_call, score_calls
 from fastmpi.tool_calls.similarity import token_f1

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from fastmpi.policies.cited_rule import CITED_CHARACTERS, Citation
-from fastmpi.policies.gta_parse import quoted_tests
-from fastmpi.policies.gta_policy import GTAPolicy, Routing, Step
-from fastmpi.policies.gta_rules import Choice, Profile, Rule, Test
-from fastmpi.policies.gta_text import test_text
+from fastmpi.policies.gta.parse import quoted_tests
+from fastmpi.policies.gta.policy import GTAPolicy, Routing, Step
+from fastmpi.policies.gta.rules import Choice, Profile, Rule, Test
+from fastmpi.policies.gta.text import test_text
 
 _FULL_ID = re.compile(r"\brules?\s{1,4}([0-9]{1,40}(?:\.[0-9]{1,40}){0,8})\b", re.IGNORECASE)
 _COMPACT_ID = re.compile(r"(?<![^\s>])([A-Za-z]\w*\.[0-9]{1,40})(?!\S)", re.ASCII)

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastmpi.policies.gta_dialogs import Dialog, Dialogs, PictureSource
-from fastmpi.policies.gta_draft import Draft, Maker
-from fastmpi.policies.gta_queries import TEXT_MAKERS
-from fastmpi.policies.gta_scene_queries import (
+from fastmpi.policies.gta.dialogs import Dialog, Dialogs, PictureSource
+from fastmpi.policies.gta.draft import Draft, Maker
+from fastmpi.policies.gta.queries import TEXT_MAKERS
+from fastmpi.policies.gta.scene_queries import (
     SCENE_MAKERS,
     Unsuitable,
     attribute_told,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastmpi.policies.gta_rules import (
+from fastmpi.policies.gta.rules import (
     LARGEST,
     Account,
     Choice,

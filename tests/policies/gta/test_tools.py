@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastmpi.policies.gta_tools import TOOLS, Argument, Tool, tool_table, type_of
+from fastmpi.policies.gta.tools import TOOLS, Argument, Tool, tool_table, type_of
 
 # Name: versions, arguments; an optional argument with its default. From the paper's policy and
 # from GTA's toolmeta.json.

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmpi.policies.gta_policy import GTAPolicy, Routing, Step, gta_policy, swapped_versions
-from fastmpi.policies.gta_rules import Account, Choice, Formulas, Profile, Range, Rule
-from fastmpi.policies.gta_tools import TOOLS, Argument, Tool, tool_table
+from fastmpi.policies.gta.policy import GTAPolicy, Routing, Step, gta_policy, swapped_versions
+from fastmpi.policies.gta.rules import Account, Choice, Formulas, Profile, Range, Rule
+from fastmpi.policies.gta.tools import TOOLS, Argument, Tool, tool_table
 from fastmpi.policies.policy import PolicySet
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,11 +11,11 @@ from fastmpi.data.layouts import sample_scene
 from fastmpi.data.renderer import render_scene
 from fastmpi.data.scenes import Scene
 from fastmpi.policies.clevr_world import WORLDS
-from fastmpi.policies.gta_dialogs import PictureSource
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_rows import Row
-from fastmpi.policies.gta_tiny import sample_row
-from fastmpi.policies.gta_tiny_queries import answerable
+from fastmpi.policies.gta.dialogs import PictureSource
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.rows import Row
+from fastmpi.policies.gta.tiny import sample_row
+from fastmpi.policies.gta.tiny_queries import answerable
 
 MAX_SCENES = 1000
 

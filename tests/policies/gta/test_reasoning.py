@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fastmpi.policies.cited_rule import Citation
-from fastmpi.policies.gta_policy import gta_policy
-from fastmpi.policies.gta_reasoning import gta_citations, gta_reasoning
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta.policy import gta_policy
+from fastmpi.policies.gta.reasoning import gta_citations, gta_reasoning
+from fastmpi.policies.gta.rules import Profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gta_samples import every_profile, random_policy  # noqa: E402

@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fastmpi.policies import gta_scene_queries as scenes
-from fastmpi.policies.gta_dialogs import Call, Dialogs
-from fastmpi.policies.gta_draft import Draft
-from fastmpi.policies.gta_generator import MAKERS, DialogSource
-from fastmpi.policies.gta_pictures import Rectangle, Sketch, Text, bbox_text
-from fastmpi.policies.gta_queries import TEXT_MAKERS
-from fastmpi.policies.gta_tools import TOOLS
+from fastmpi.policies.gta import scene_queries as scenes
+from fastmpi.policies.gta.dialogs import Call, Dialogs
+from fastmpi.policies.gta.draft import Draft
+from fastmpi.policies.gta.generator import MAKERS, DialogSource
+from fastmpi.policies.gta.pictures import Rectangle, Sketch, Text, bbox_text
+from fastmpi.policies.gta.queries import TEXT_MAKERS
+from fastmpi.policies.gta.tools import TOOLS
 from fastmpi.tool_calls.arithmetic import evaluate
 
 
@@ -119,7 +119,7 @@ def test_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         draft.query = "always the same"
         draft.call("Calculator", "", "2", expression="1 + 1")
 
-    monkeypatch.setattr("fastmpi.policies.gta_generator.MAKERS", (same,))
+    monkeypatch.setattr("fastmpi.policies.gta.generator.MAKERS", (same,))
     with pytest.raises(ValueError, match="same: nothing new in 1000 tries"):
         DialogSource().make(np.random.default_rng(0), 2)
 

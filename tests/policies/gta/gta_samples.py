@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_rules import (
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.rules import (
     ACCOUNT_TYPES,
     FIELDS,
     Account,
@@ -20,7 +20,7 @@ from fastmpi.policies.gta_rules import (
     Test,
     boundary_profiles,
 )
-from fastmpi.policies.gta_tools import Argument, Tool, tool_table
+from fastmpi.policies.gta.tools import Argument, Tool, tool_table
 
 READER = Tool("reader", "Reads.", (Argument("image", "image", "the image"),))
 

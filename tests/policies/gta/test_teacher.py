@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from endpoint_server import completion, serving  # noqa: E402
 
 from fastmpi.data.rows import read_rows  # noqa: E402
 from fastmpi.policies.citations import citations  # noqa: E402
-from fastmpi.policies.gta_data import GTAPolicyConfig, generate  # noqa: E402
-from fastmpi.policies.gta_policy import gta_policy  # noqa: E402
-from fastmpi.policies.gta_teacher import (  # noqa: E402
+from fastmpi.policies.gta.data import GTAPolicyConfig, generate  # noqa: E402
+from fastmpi.policies.gta.policy import gta_policy  # noqa: E402
+from fastmpi.policies.gta.teacher import (  # noqa: E402
     TeacherSettings,
     taught,
     teacher_messages,

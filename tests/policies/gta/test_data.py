@@ -11,9 +11,9 @@ import pytest
 from fastmpi import assets
 from fastmpi.data.rows import read_rows
 from fastmpi.policies import PolicySet
-from fastmpi.policies.gta_data import GTAPolicyConfig, GTAPolicyData, build, generate
-from fastmpi.policies.gta_policy import GTAPolicy, gta_policy
-from fastmpi.policies.gta_rules import Profile
+from fastmpi.policies.gta.data import GTAPolicyConfig, GTAPolicyData, build, generate
+from fastmpi.policies.gta.policy import GTAPolicy, gta_policy
+from fastmpi.policies.gta.rules import Profile
 
 SMALL = GTAPolicyConfig(num_train=14, num_test=6, seed=3)
 TINY = GTAPolicyConfig(world="tiny", num_train=30, num_test=12, num_cot=8, seed=3)

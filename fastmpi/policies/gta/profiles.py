@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fastmpi.policies.gta_dialogs import Dialog
-from fastmpi.policies.gta_policy import GTAPolicy, Routing
-from fastmpi.policies.gta_rules import ACCOUNT_TYPES, Profile, Range
+from fastmpi.policies.gta.dialogs import Dialog
+from fastmpi.policies.gta.policy import GTAPolicy, Routing
+from fastmpi.policies.gta.rules import ACCOUNT_TYPES, Profile, Range
 
 CREDITS, AGES = (0, 1000), (14, 80)  # both ends included; the paper does not give its ranges
 ON_BOUND = 0.4  # share of the numbers that lie on a bound of a rule or one beside it

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastmpi.policies.gta_folder import read_gta
+from fastmpi.policies.gta.folder import read_gta
 
 
 def change(folder: Path, edit: Callable[[Any], Any], name: str = "dataset.json") -> None:

@@ -18,11 +18,11 @@ import numpy as np
 
 from fastmpi.assets import ATTRIBUTES, held_out
 from fastmpi.data.scenes import Scene
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_reasoning import gta_reasoning
-from fastmpi.policies.gta_rules import ACCOUNT_TYPES, Account, Choice, Profile, Range, Rule, Test
-from fastmpi.policies.gta_text import profile_text, test_text
-from fastmpi.policies.gta_tiny_queries import (
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.reasoning import gta_reasoning
+from fastmpi.policies.gta.rules import ACCOUNT_TYPES, Account, Choice, Profile, Range, Rule, Test
+from fastmpi.policies.gta.text import profile_text, test_text
+from fastmpi.policies.gta.tiny_queries import (
     IMAGE,
     QUERY_WORDS,
     STYLES,
@@ -30,7 +30,7 @@ from fastmpi.policies.gta_tiny_queries import (
     call_text,
     sample_query,
 )
-from fastmpi.policies.gta_tools import TOOLS, Tool
+from fastmpi.policies.gta.tools import TOOLS, Tool
 
 TINY_TOOLS = (
     "OCR",

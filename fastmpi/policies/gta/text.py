@@ -8,7 +8,7 @@ one token and has only the rules:
     account A B v4 v3 ; OCR.3 if credits over 750 then age under 21 v2 v1 end
 
 After `then` stands a version, or a second test with the version for yes and the version for no.
-`fastmpi.policies.gta_parse` reads both back into the same rules: text and behaviour cannot differ.
+`fastmpi.policies.gta.parse` reads both back into the same rules: text and behaviour cannot differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastmpi.policies.clevr_text import checked_style
-from fastmpi.policies.gta_rules import (
+from fastmpi.policies.gta.rules import (
     Account,
     Choice,
     Formulas,
@@ -28,10 +28,10 @@ from fastmpi.policies.gta_rules import (
     Target,
     Test,
 )
-from fastmpi.policies.gta_tools import Argument, Tool
+from fastmpi.policies.gta.tools import Argument, Tool
 
 if TYPE_CHECKING:
-    from fastmpi.policies.gta_policy import GTAPolicy
+    from fastmpi.policies.gta.policy import GTAPolicy
 
 # The words for a bound in both styles.
 FULL_BOUNDS = {"over": "over", "at_least": "at least", "under": "under", "at_most": "at most"}

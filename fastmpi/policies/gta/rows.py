@@ -14,12 +14,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastmpi.policies.gta_dialogs import Call, Dialog, Dialogs, PictureSource
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_profiles import ProfileSource, routed_tool
-from fastmpi.policies.gta_reasoning import gta_reasoning
-from fastmpi.policies.gta_rules import Profile
-from fastmpi.policies.gta_text import profile_text
+from fastmpi.policies.gta.dialogs import Call, Dialog, Dialogs, PictureSource
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.profiles import ProfileSource, routed_tool
+from fastmpi.policies.gta.reasoning import gta_reasoning
+from fastmpi.policies.gta.rules import Profile
+from fastmpi.policies.gta.text import profile_text
 from fastmpi.tool_calls.call import Call as ToolCall
 
 Row = dict[str, Any]

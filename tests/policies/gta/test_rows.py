@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fastmpi.data.prompts import response_text
-from fastmpi.policies.gta_dialogs import Call, Dialog, Dialogs
-from fastmpi.policies.gta_folder import read_gta
-from fastmpi.policies.gta_policy import gta_policy, swapped_versions
-from fastmpi.policies.gta_profiles import ProfileSource, routed_tool
-from fastmpi.policies.gta_rows import Row, dialog_rows, overridden
-from fastmpi.policies.gta_rules import Profile, Range
+from fastmpi.policies.gta.dialogs import Call, Dialog, Dialogs
+from fastmpi.policies.gta.folder import read_gta
+from fastmpi.policies.gta.policy import gta_policy, swapped_versions
+from fastmpi.policies.gta.profiles import ProfileSource, routed_tool
+from fastmpi.policies.gta.rows import Row, dialog_rows, overridden
+from fastmpi.policies.gta.rules import Profile, Range
 from fastmpi.rewards import boxed_answer
 from fastmpi.tool_calls.call import parse_call
 

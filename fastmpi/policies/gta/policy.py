@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from fastmpi.policies.clevr_text import checked_style
-from fastmpi.policies.gta_rules import Choice, Profile, Rule, Target, Test, check_rules, rules_of
-from fastmpi.policies.gta_table import TIPS, paper_rules
-from fastmpi.policies.gta_text import override_text, policy_text, target_name
-from fastmpi.policies.gta_tools import TOOLS, Tool, tool_table
+from fastmpi.policies.gta.rules import Choice, Profile, Rule, Target, Test, check_rules, rules_of
+from fastmpi.policies.gta.table import TIPS, paper_rules
+from fastmpi.policies.gta.text import override_text, policy_text, target_name
+from fastmpi.policies.gta.tools import TOOLS, Tool, tool_table
 from fastmpi.policies.policy import Policy
 from fastmpi.settings import did_you_mean
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fastmpi.policies.gta_parse import parse_rules, quoted_tests
-from fastmpi.policies.gta_policy import GTAPolicy, gta_policy, swapped_versions
-from fastmpi.policies.gta_rules import Account, Formulas, Range, Rule, Test
-from fastmpi.policies.gta_text import rule_text
+from fastmpi.policies.gta.parse import parse_rules, quoted_tests
+from fastmpi.policies.gta.policy import GTAPolicy, gta_policy, swapped_versions
+from fastmpi.policies.gta.rules import Account, Formulas, Range, Rule, Test
+from fastmpi.policies.gta.text import rule_text
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gta_samples import every_profile, random_policy  # noqa: E402

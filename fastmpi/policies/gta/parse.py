@@ -1,4 +1,4 @@
-"""Rules read back from the text of a tool policy: the inverse of `fastmpi.policies.gta_text`.
+"""Rules read back from the text of a tool policy: the inverse of `fastmpi.policies.gta.text`.
 
 Everything here is linear in the length of the text.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fastmpi.policies.clevr_text import checked_style
-from fastmpi.policies.gta_rules import (
+from fastmpi.policies.gta.rules import (
     ACCOUNT_TYPES,
     FIELDS,
     Account,
@@ -20,7 +20,7 @@ from fastmpi.policies.gta_rules import (
     Target,
     Test,
 )
-from fastmpi.policies.gta_text import COMPACT_BOUNDS, FULL_BOUNDS, rule_text
+from fastmpi.policies.gta.text import COMPACT_BOUNDS, FULL_BOUNDS, rule_text
 
 _NUMBER = "[0-9]{1,9}"
 _BOUND = rf"(?:{'|'.join(FULL_BOUNDS.values())}) {_NUMBER}"

@@ -16,8 +16,8 @@ from fastmpi.data.raycast import outline
 from fastmpi.data.renderer import render_scene
 from fastmpi.data.scenes import Scene, SceneObject
 from fastmpi.policies.clevr_text import describe
-from fastmpi.policies.gta_draft import Draft, Maker, python_block
-from fastmpi.policies.gta_pictures import Box, bbox_text
+from fastmpi.policies.gta.draft import Draft, Maker, python_block
+from fastmpi.policies.gta.pictures import Box, bbox_text
 
 SIZE = (400, 300)
 NUM_OBJECTS = (3, 6)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastmpi.policies.gta_dialogs import Dialog
+from fastmpi.policies.gta.dialogs import Dialog
 
 Group = list[int]
 """Numbers of dialogs that stay together."""

@@ -34,15 +34,15 @@ import PIL.Image
 from fastmpi.data.images import load_image, resolve_path
 from fastmpi.policies.clevr_rows import spread, without_reasoning
 from fastmpi.policies.files import new_folder, write_rows
-from fastmpi.policies.gta_dialogs import Dialog, Dialogs, PictureSource
-from fastmpi.policies.gta_folder import read_gta
-from fastmpi.policies.gta_generator import DialogSource
-from fastmpi.policies.gta_policy import GTAPolicy, gta_policy, swapped_versions
-from fastmpi.policies.gta_profiles import ProfileSource
-from fastmpi.policies.gta_rows import Row, dialog_rows, overridden
-from fastmpi.policies.gta_split import split_dialogs
-from fastmpi.policies.gta_teacher import TeacherSettings, taught
-from fastmpi.policies.gta_tiny_data import tiny_rows
+from fastmpi.policies.gta.dialogs import Dialog, Dialogs, PictureSource
+from fastmpi.policies.gta.folder import read_gta
+from fastmpi.policies.gta.generator import DialogSource
+from fastmpi.policies.gta.policy import GTAPolicy, gta_policy, swapped_versions
+from fastmpi.policies.gta.profiles import ProfileSource
+from fastmpi.policies.gta.rows import Row, dialog_rows, overridden
+from fastmpi.policies.gta.split import split_dialogs
+from fastmpi.policies.gta.teacher import TeacherSettings, taught
+from fastmpi.policies.gta.tiny_data import tiny_rows
 from fastmpi.policies.policy import PolicySet
 
 PAPER_NUM_TRAIN, PAPER_NUM_TEST = 451, 106
@@ -270,7 +270,7 @@ def _folder(config: GTAPolicyConfig) -> _Parts:
 
 
 def _tiny(config: GTAPolicyConfig) -> _Source:
-    from fastmpi.policies.gta_tiny import sample_policy
+    from fastmpi.policies.gta.tiny import sample_policy
 
     policy = sample_policy(_rng(config, 0))
     train, train_pictures = tiny_rows(_rng(config, 1), policy, config.num_train, "train")

@@ -10,13 +10,13 @@ import pytest
 from fastmpi.assets import ATTRIBUTES, MATERIAL
 from fastmpi.data.renderer import sample_scene
 from fastmpi.models.tokenizer import build_tokenizer, compact_words
-from fastmpi.policies import gta_tiny
-from fastmpi.policies.gta_parse import parse_rules
-from fastmpi.policies.gta_policy import GTAPolicy
-from fastmpi.policies.gta_rules import Choice, Profile
-from fastmpi.policies.gta_tiny import sample_policy, sample_profile, sample_row
-from fastmpi.policies.gta_tiny_queries import answerable, standing_out
-from fastmpi.policies.gta_tools import TOOLS, type_of
+from fastmpi.policies.gta import tiny as gta_tiny
+from fastmpi.policies.gta.parse import parse_rules
+from fastmpi.policies.gta.policy import GTAPolicy
+from fastmpi.policies.gta.rules import Choice, Profile
+from fastmpi.policies.gta.tiny import sample_policy, sample_profile, sample_row
+from fastmpi.policies.gta.tiny_queries import answerable, standing_out
+from fastmpi.policies.gta.tools import TOOLS, type_of
 
 WORLD = {**ATTRIBUTES, "material": (MATERIAL,)}
 

@@ -11,8 +11,8 @@ import PIL.Image
 from fastmpi.data.renderer import render_scene
 from fastmpi.data.scenes import Scene
 from fastmpi.policies.clevr_text import CONSONANTS, VOWELS
-from fastmpi.policies.gta_dialogs import Call, Dialog, PictureSource
-from fastmpi.policies.gta_pictures import Sketch
+from fastmpi.policies.gta.dialogs import Call, Dialog, PictureSource
+from fastmpi.policies.gta.pictures import Sketch
 
 ItemT = TypeVar("ItemT")
 Value = str | int | bool

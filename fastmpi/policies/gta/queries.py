@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastmpi.policies import gta_pictures as pictures
-from fastmpi.policies.gta_draft import Draft, Maker, priced, python_block, signed
+from fastmpi.policies.gta import pictures
+from fastmpi.policies.gta.draft import Draft, Maker, priced, python_block, signed
 
 GOODS = (
     "Oat bread", "Green tea", "Olives", "Goat cheese", "Apples", "Soap", "Candles", "Honey",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmpi.policies.gta_rules import Account, Choice, Formulas, Range, Rule, Target, Test
+from fastmpi.policies.gta.rules import Account, Choice, Formulas, Range, Rule, Target, Test
 
 
 def _rich(yes: int, no: int) -> Choice:

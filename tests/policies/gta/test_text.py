@@ -7,10 +7,10 @@ import re
 import pytest
 
 from fastmpi.models.tokenizer import build_tokenizer
-from fastmpi.policies.gta_policy import gta_policy
-from fastmpi.policies.gta_rules import Account, Choice, Formulas, Profile, Range, Rule
-from fastmpi.policies.gta_text import override_text, profile_text, rule_text, when_text
-from fastmpi.policies.gta_tools import TOOLS
+from fastmpi.policies.gta.policy import gta_policy
+from fastmpi.policies.gta.rules import Account, Choice, Formulas, Profile, Range, Rule
+from fastmpi.policies.gta.text import override_text, profile_text, rule_text, when_text
+from fastmpi.policies.gta.tools import TOOLS
 
 
 def test_full_text_has_all_tools_names_rules_and_tips() -> None:

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from fastmpi.policies.gta_dialogs import Call, Dialog
-from fastmpi.policies.gta_split import split_dialogs
+from fastmpi.policies.gta.dialogs import Call, Dialog
+from fastmpi.policies.gta.split import split_dialogs
 
 
 def dialogs(*sizes: int, images: dict[int, list[str]] | None = None) -> list[Dialog]:

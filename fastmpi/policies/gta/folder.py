@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi.data.images import load_image, resolve_path
-from fastmpi.policies.gta_dialogs import Call, Dialog, Dialogs
+from fastmpi.policies.gta.dialogs import Call, Dialog, Dialogs
 from fastmpi.settings import did_you_mean
 
 Inputs = Mapping[str, Mapping[str, bool]]
