@@ -64,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], title:
     group = parser.add_argument_group(title)
     for flag in flags.values():
         name = flag.name.replace("_", "-")
-        count = "+" if _is_list(flag.hint) else ("?" if flag.hint is bool else None)
+        count = "+" if _is_list(flag.hint) else ("?" if bool in _options(flag.hint) else None)
         group.add_argument(
             f"--{name}", dest=flag.name, nargs=count, const="true" if count == "?" else None,
             default=argparse.SUPPRESS, metavar=_metavar(flag.hint), help=_help(flag),
@@ -177,7 +177,9 @@ def _takes_none(hint: Any) -> bool:
 
 
 def _takes_text(hint: Any) -> bool:
-    return any(o is str or typing.get_origin(o) is typing.Literal for o in _options(hint))
+    """Whether words stay text; a choice beside another type is read as YAML reads it."""
+    options = _options(hint)
+    return str in options or all(typing.get_origin(o) is typing.Literal for o in options)
 
 
 def _metavar(hint: Any) -> str:

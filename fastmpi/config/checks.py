@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from typing import Literal
 
@@ -21,9 +22,17 @@ def check_between(config: Settings, low: float, high: float, *names: str) -> Non
 
 
 def check_choices(config: Settings) -> None:
+    """Settings of some words, alone or beside another type as in `bool | Literal["auto"]`."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        choices = typing.get_args(hint)
-        if typing.get_origin(hint) is Literal and getattr(config, name) not in choices:
-            raise ValueError(
-                f"{name}: {getattr(config, name)!r} is not one of {', '.join(choices)}"
-            )
+        options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+        words = [o for o in options if typing.get_origin(o) is Literal]
+        choices = [word for option in words for word in typing.get_args(option)]
+        kinds = [option for option in options if option not in words]
+        value = getattr(config, name)
+        if choices and value not in choices and type(value) not in kinds:
+            known = [_KINDS.get(kind, str(kind)) for kind in kinds] + choices
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+_UNIONS = (typing.Union, types.UnionType)
+_KINDS = {bool: "true, false", int: "a whole number"}

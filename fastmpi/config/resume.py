@@ -16,6 +16,7 @@ FREE_ON_RESUME = frozenset(
         "logging_steps",
         "max_steps",
         "max_tokens_per_microbatch",
+        "memory_budget_gib",
         "num_train_epochs",
         "output_dir",
         "per_device_train_batch_size",

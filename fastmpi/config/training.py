@@ -77,8 +77,13 @@ class TrainingConfig(Settings):
     bf16: bool = False
     """Compute in bfloat16 mixed precision; the weights keep their own type."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = True
+    """Recompute activations in the backward pass: less memory, about a third more time. "auto":
+    only where a micro-batch of max_tokens_per_microbatch tokens would not fit without."""
+
+    memory_budget_gib: float | None = None
+    """What "auto" of gradient_checkpointing has to fit a step into; None: all memory of the
+    device."""
 
     attention_backend: str = "auto"
     """Backend of the forest attention: "triton", "flex", "flash", "sdpa" or "reference"; "auto" is
@@ -167,6 +172,8 @@ class TrainingConfig(Settings):
             check_at_least(self, 1, "max_steps")
         if self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs must be positive, not {self.num_train_epochs}")
+        if self.memory_budget_gib is not None and self.memory_budget_gib <= 0:
+            raise ValueError(f"memory_budget_gib must be positive, not {self.memory_budget_gib}")
         if self.save_total_limit is not None:
             check_at_least(self, 1, "save_total_limit")
         check_between(self, 0, 1, "adam_beta1", "adam_beta2", "warmup_ratio")

@@ -18,24 +18,15 @@ import torch
 
 from fastmpi.config import PolicyRolloutConfig
 from fastmpi.data.batch import ForestBatch
-from fastmpi.data.samples import Prompt, Sample
-from fastmpi.models.flops import update_flops, visible_pairs
-from fastmpi.models.memory import (
-    BatchShape,
-    Precision,
-    RolloutMemory,
-    TextShape,
-    Training,
-    UpdateMemory,
-    rollout_memory,
-    update_memory,
-)
+from fastmpi.data.samples import Sample
+from fastmpi.models.flops import update_flops
+from fastmpi.models.memory import UpdateMemory, update_memory
+from fastmpi.models.sizes import BatchShape, Precision, TextShape
 from fastmpi.models.skeleton import skeleton
-from fastmpi.rollout.cache import shelves
-from fastmpi.rollout.native import NativeEngine
-from fastmpi.rollout.trunks import find_trunks
 from fastmpi.stages.chain import build_trainer, prepare_data
 from fastmpi.stages.features import MAX_BYTES as MAX_FEATURE_BYTES
+from fastmpi.stages.fitting import training_of
+from fastmpi.stages.rollout_estimate import RolloutEstimate, rollout_estimate
 
 if TYPE_CHECKING:
     from fastmpi.models.forest_model import ForestModel
@@ -43,18 +34,6 @@ if TYPE_CHECKING:
     from fastmpi.stages.record import DataFiles
 
 MAX_SCANNED_STEPS = 64
-
-
-@dataclass(frozen=True)
-class RolloutEstimate:
-    """One window of responses. prompt_tokens: of all prompts; merged_prompt_tokens: of the forest
-    that they are read as. responses, tokens: of a window. memory: of its largest wave."""
-
-    prompt_tokens: int
-    merged_prompt_tokens: int
-    responses: int
-    tokens: int
-    memory: RolloutMemory
 
 
 @dataclass(frozen=True)
@@ -138,10 +117,10 @@ class _Estimator:
     def estimate(self, kind: str) -> StageEstimate:
         most_steps = min(MAX_SCANNED_STEPS, self.trainer.total_steps)
         steps = list(islice(self._steps(), most_steps))
-        rollout, sampling = self._rollout() if self.is_rl else (None, 0.0)
+        rollout, sampling = self._rollout()
         batches = [batch for step in steps for batch in step]
         most = max(len(step) for step in steps)
-        checkpointing = bool(self.args.gradient_checkpointing)
+        checkpointing = bool(self.trainer.checkpoints_layers)
         return StageEstimate(
             kind=kind,
             steps=self.trainer.total_steps,
@@ -157,6 +136,11 @@ class _Estimator:
             rollout=rollout,
             notes=tuple(self._notes()),
         )
+
+    def _rollout(self) -> tuple[RolloutEstimate | None, float]:
+        if not self.is_rl:
+            return None, 0.0
+        return rollout_estimate(self.trainer, self.text, self.precision, self.response_tokens)
 
     # ---- what the steps train on -----------------------------------------------------------
 
@@ -193,7 +177,7 @@ class _Estimator:
         return update_memory(
             self.text,
             self.precision,
-            self._training(),
+            training_of(self.model, self.args, reference=self._has_reference),
             BatchShape.of(largest, tiled=self.backend == "sdpa"),
             checkpointing=checkpointing,
             microbatches=most,
@@ -206,17 +190,9 @@ class _Estimator:
             return str(self.args.attention_backend)
         return "triton" if self.cuda else "sdpa"
 
-    def _training(self) -> Training:
-        parts = self.model.parts()
-        targets = self.args.lora_target_modules
-        return Training(
-            sum(part.parameters for part in parts),
-            sum(part.trainable for part in parts),
-            self.model.head.requires_grad,
-            lora_rank=self.args.lora_r if self.args.use_peft else 0,
-            adapters=7 if targets is None else len(targets),
-            reference=getattr(self.trainer, "reference", None) is not None,
-        )
+    @property
+    def _has_reference(self) -> bool:
+        return getattr(self.trainer, "reference", None) is not None
 
     def _features(self, batches: Sequence[ForestBatch]) -> int:
         """Of the distinct pictures, while the vision tower is frozen; the cache is bounded."""
@@ -243,60 +219,6 @@ class _Estimator:
         scored = passes * text / steps / self.args.num_iterations
         return float(per_step + scored + sampling / self.trainer.steps_of_window)
 
-    # ---- rollouts --------------------------------------------------------------------------
-
-    def _rollout(self) -> tuple[RolloutEstimate, float]:
-        """The first window's, and the operations that sampling it takes."""
-        drawn = self.trainer.sampler.draw(0).prompts
-        counts = {"policy_free": self.args.num_generations}
-        counts["policy_aware"] = self.args.policy_generations
-        asked = [(prompt, counts[arm]) for arm, prompts in drawn.items() for prompt in prompts]
-        distinct = {(p.ids.tobytes(), *(i.key for i in p.images)): p for p, n in asked if n}
-        prompts = list(distinct.values())
-        batch = ForestBatch.from_prompts(prompts, self.model.processor)
-        responses = sum(count for _, count in asked)
-        estimate = RolloutEstimate(
-            prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
-            merged_prompt_tokens=batch.num_tokens,
-            responses=responses,
-            tokens=responses * self.response_tokens,
-            memory=self._wave([(prompt, count) for prompt, count in asked if count]),
-        )
-        lengths = sum(len(prompt.ids) * count for prompt, count in asked)
-        return estimate, self._sampling_flops(batch, responses, lengths)
-
-    def _sampling_flops(self, prompts: ForestBatch, responses: int, lengths: int) -> float:
-        """Forward only: prompts once, then every token of every response."""
-        tokens = responses * self.response_tokens
-        pairs = visible_pairs(prompts.subtree_end)
-        pairs += lengths * self.response_tokens + tokens * (self.response_tokens + 1) // 2
-        linears = 2.0 * self.text.linear_parameters * (prompts.num_tokens + tokens)
-        attention = 4.0 * pairs * self.text.query * self.text.layers
-        return float(linears + attention + 2.0 * tokens * self.model.head.numel())
-
-    def _wave(self, asked: Sequence[tuple[Prompt, int]]) -> RolloutMemory:
-        """Memory of as many of the prompts as the built-in engine samples together."""
-        engine = NativeEngine(self.model)
-        wave: list[tuple[Prompt, int]] = []
-        tokens = responses = 0
-        for prompt, count in asked:
-            tokens, responses = tokens + len(prompt.ids), responses + count
-            full = tokens > engine.max_prompt_tokens or responses > engine.max_responses
-            if wave and full:
-                break
-            wave.append((prompt, count))
-        batch = ForestBatch.from_prompts([prompt for prompt, _ in wave], self.model.processor)
-        ends = batch.offsets[1:].tolist()
-        paths = np.split(batch.flat_index.numpy(), ends[:-1])
-        return rollout_memory(
-            self.text,
-            self.precision,
-            forest_rows=batch.num_tokens,
-            held_rows=held_rows(paths, engine.min_shared_tokens),
-            prompt_lengths=[len(prompt.ids) for prompt, count in wave for _ in range(count)],
-            response_tokens=self.response_tokens,
-        )
-
     def _notes(self) -> Iterator[str]:
         if self.model.trains_vision:
             yield "the vision tower trains: what it keeps for its backward pass is not counted"
@@ -306,21 +228,6 @@ class _Estimator:
             yield "responses are counted as the built-in engine holds them, not as vLLM does"
         if self.cuda:
             yield "the formulas of the CUDA kernels were not measured"
-
-
-def held_rows(paths: Sequence[np.ndarray], min_shared_tokens: int) -> int:
-    """Rows of keys and values that the engine keeps of prompts whose paths through their forest are
-    `paths`: trunks once, and each prompt's own part padded to its shelf."""
-    trunks = find_trunks(paths, min_shared_tokens)
-    distinct = {path.tobytes(): number for number, path in enumerate(paths)}
-    own = {number: len(paths[number]) for number in distinct.values()}
-    for trunk in trunks:
-        for number in trunk.prompts:
-            if number in own:
-                own[number] -= len(trunk.rows)
-    lengths = sorted(own.values())
-    padded = sum((stop - start) * lengths[stop - 1] for start, stop in shelves(lengths))
-    return padded + sum(len(trunk.rows) for trunk in trunks)
 
 
 def recipe_data(recipe: Recipe, folder: Path) -> DataFiles:

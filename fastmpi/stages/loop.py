@@ -26,6 +26,7 @@ from fastmpi.data.cache import BoundedCache
 from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.features import FeatureCache
+from fastmpi.stages.fitting import wants_checkpointing
 from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.profiling import StepProfiler, region
@@ -278,7 +279,11 @@ class Trainer(OptimizerStep, ABC):
             self.model.add_lora(args.lora_r, args.lora_alpha, args.lora_target_modules)
         else:
             self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
-        if args.gradient_checkpointing:
+        reference = getattr(self, "reference", None) is not None
+        self.checkpoints_layers = wants_checkpointing(
+            args, self.model, self.accelerator.device, reference=reference
+        )
+        if self.checkpoints_layers:
             self.model.gradient_checkpointing()
 
     @property
@@ -313,7 +318,7 @@ class Trainer(OptimizerStep, ABC):
             not newest or newest[-1].name != f"checkpoint-{self.state.global_step}"
         ):
             save_checkpoint(self)
-        if self.args.gradient_checkpointing:
+        if self.checkpoints_layers:
             self.model.gradient_checkpointing(False)
         if self.args.use_peft:
             self.model.merge_lora()

@@ -14,15 +14,8 @@ from fastmpi.data.batch import ForestBatch
 from fastmpi.data.processor import Processor
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.models.memory import (
-    BatchShape,
-    Precision,
-    TextShape,
-    Training,
-    capacity,
-    rollout_memory,
-    update_memory,
-)
+from fastmpi.models.memory import capacity, rollout_memory, update_memory
+from fastmpi.models.sizes import BatchShape, Precision, TextShape, Training
 from fastmpi.models.tiny import tiny_config, tiny_tokenizer
 from fastmpi.ops.token_logprob import token_loss
 from fastmpi.rollout.native import NativeEngine

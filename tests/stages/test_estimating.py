@@ -13,8 +13,9 @@ from fastmpi.data.rows import read_rows
 from fastmpi.models.skeleton import skeleton
 from fastmpi.recipe import Recipe
 from fastmpi.stages.chain import build_trainer
-from fastmpi.stages.estimating import estimate_stage, held_rows, recipe_data
+from fastmpi.stages.estimating import estimate_stage, recipe_data
 from fastmpi.stages.measuring import _FixedLength
+from fastmpi.stages.rollout_estimate import held_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from allocations import Allocations  # noqa: E402
