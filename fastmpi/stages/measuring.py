@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmpi.stages.chain import build_trainer
 from fastmpi.stages.estimating import sized
-from fastmpi.stages.rl import PolicyRolloutTrainer, _TrainedModel
+from fastmpi.stages.rl import PolicyRolloutTrainer
+from fastmpi.stages.rollouts import TrainedModel
 from fastmpi.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class _FixedLength:
         streams: Sequence[int] | None = None,
     ) -> list[list[Response]]:
         endless = replace(params, max_tokens=self.tokens, stop_token_ids=())
-        engine = _TrainedModel(self.trainer)
+        engine = TrainedModel(self.trainer)
         return engine.generate(prompts, num_responses, endless, streams=streams)
 
 

@@ -21,41 +21,32 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastmpi.config import PolicyRolloutConfig
-from fastmpi.data.batch import ForestBatch, outline
+from fastmpi.data.batch import outline
 from fastmpi.data.prompts import render
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.ops.group_advantage import group_advantage
 from fastmpi.ops.loss_weights import loss_weights
-from fastmpi.ops.token_logprob import token_logprob
 from fastmpi.rewards import RewardFunction, check_rewards
-from fastmpi.rollout.engine import Engine, Response
-from fastmpi.rollout.groups import ARMS
-from fastmpi.rollout.native import NativeEngine
-from fastmpi.stages.importance import importance_weights
 from fastmpi.stages.loop import Evaluate, Trainer
-from fastmpi.stages.objectives import HeadOptions, PolicyLoss
+from fastmpi.stages.objectives import PolicyLoss
 from fastmpi.stages.profiling import region
-from fastmpi.stages.rollout_metrics import rollout_metrics
-from fastmpi.stages.rows import Rows, check_length, policy_of
-from fastmpi.stages.sampler import WindowSampler
-from fastmpi.stages.shares import (
-    OwnShare,
-    all_columns,
-    joined_over_processes,
-    lazy_prompts,
-    own_share,
+from fastmpi.stages.rollout_metrics import (
+    completions_table,
+    importance_metrics,
 )
+from fastmpi.stages.rollout_rows import check_rows
+from fastmpi.stages.rollouts import sample_window, sampling
+from fastmpi.stages.rows import Rows
+from fastmpi.stages.sampler import WindowSampler
+from fastmpi.stages.scoring import importance, with_advantages, with_logprobs
+from fastmpi.stages.shares import joined_over_processes, lazy_prompts, own_share
 from fastmpi.stages.step import StepInput, outline_bytes
 from fastmpi.stages.vllm_rollouts import VLLMRollouts
 from fastmpi.stages.window import Window
@@ -64,12 +55,7 @@ if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
     from fastmpi.data.samples import Prompt
     from fastmpi.policies import Policy
-
-
-# Arguments of reward functions, which a column of that name would replace.
-_OF_REWARDS = frozenset(
-    ("prompts", "completions", "completion_ids", "arm", "trainer_state", "log_extra", "log_metric")
-)
+    from fastmpi.rollout.engine import Engine
 
 
 class PolicyRolloutTrainer(Trainer):
@@ -133,42 +119,7 @@ class PolicyRolloutTrainer(Trainer):
                 f"{self.sampler.rows_per_batch} groups of a window; lower "
                 "per_device_train_batch_size or steps_per_generation"
             )
-        # Tokens that the policy of each row adds to its prompt: sampled with, never trained on.
-        self.policy_tokens = np.zeros(len(self.rows))
-        self._added: dict[str, int] = {}
-        for index, row in enumerate(self.rows):
-            if taken := _OF_REWARDS.intersection(row):
-                name = min(taken)
-                raise ValueError(
-                    f"row {row['id']!r}: {name!r} is what rewards are given, not a column"
-                )
-            length = self._check_prompt(row, index)
-            if self.args.policy_generations:
-                self.policy_tokens[index] = self._policy_tokens(row, length)
-
-        for row in self.eval_rows or []:
-            self._check_prompt(row)
-
-    def _check_prompt(self, row: dict[str, Any], index: int | None = None) -> int:
-        """Tokens of the policy-free prompt, which must leave room for the response."""
-        prompt = render(row, self.processor, folder=self.image_folder)
-        if index is not None and self.accelerator.num_processes > 1:
-            self.outlines.get(index, lambda: outline(prompt), outline_bytes)
-        length = len(prompt.ids)
-        longest = length + self.args.max_completion_length
-        budget = self.args.max_tokens_per_microbatch
-        check_length(row, longest, budget, "prompt with max_completion_length")
-        return length
-
-    def _policy_tokens(self, row: dict[str, Any], length: int) -> int:
-        """Tokens that the row's policy adds; the same for all its rows."""
-        if row.get("policy_id") is None:
-            raise ValueError(f"row {row['id']!r} has no 'policy_id'")
-        policy, name = policy_of(row, self.policies), row["policy_id"]
-        if name not in self._added:
-            aware = render(row, self.processor, policy, folder=self.image_folder)
-            self._added[name] = len(aware.ids) - length
-        return self._added[name]
+        self.policy_tokens = check_rows(self)
 
     def _make_sampler(self) -> WindowSampler:
         return WindowSampler(
@@ -213,7 +164,7 @@ class PolicyRolloutTrainer(Trainer):
         first = self.steps_done % self.args.steps_per_window * size
         self.steps_done += 1
         part = self.window.part(first, first + size)
-        table = (lambda: self.completions(part)) if self.args.log_completions else None
+        table = (lambda: completions_table(self, part)) if self.args.log_completions else None
         own = own_share(self, part)
         return StepInput(own.part.samples(), self.objective(own.part), metrics, table, own.batches)
 
@@ -239,23 +190,8 @@ class PolicyRolloutTrainer(Trainer):
             policy_aware=part.policy_aware,
             old_logprob=part.old_logprob,
             ref_logprob=part.ref_logprob,
-            importance=self.importance(part),
+            importance=importance(self.args, part),
             device=self.accelerator.device,
-        )
-
-    def importance(self, part: Window) -> Tensor | None:
-        """(M,) weights of the correction toward training's own probabilities, if there is one."""
-        if not self.args.corrects_sampling:
-            return None
-        assert part.old_logprob is not None
-        return importance_weights(
-            part.old_logprob,
-            part.sampled_logprob,
-            part.lengths,
-            part.policy_aware,
-            mode=self.args.vllm_importance_sampling_mode,
-            clip_min=self.args.vllm_importance_sampling_clip_min,
-            clip_max=self.args.vllm_importance_sampling_clip_max,
         )
 
     def optimizer_step(self, step: StepInput) -> dict[str, float]:
@@ -271,98 +207,16 @@ class PolicyRolloutTrainer(Trainer):
     def next_window(self, metrics: dict[str, float]) -> Window | None:
         """Samples and scores until the window is full; None where dynamic sampling cannot fill it.
         Adds what there is to log to `metrics`."""
-        began = time.perf_counter()
-        waited = self.sampler.ahead.waited_s
-        with region("rollout"), self._sampling() as engine:
-            sampled, kept, batches = self.sampler.fill(engine, self.state)
-        metrics |= {**self.log_window(sampled), **self.sampler.custom_metrics}
-        metrics["perf/gen_s"] = time.perf_counter() - began
-        metrics["perf/data_wait_s"] = self.sampler.ahead.waited_s - waited
-        if self.args.use_vllm:
-            metrics["perf/sync_s"] = self.vllm.sync_s
-        if self.args.dynamic_sampling:
-            metrics["sampling/batches"] = float(batches)
-        if not self._all_full(kept, batches):
+        kept = sample_window(self, metrics)
+        if kept is None:
             return None
         began = time.perf_counter()
         with region("scoring"):
-            window = self.with_logprobs(self.with_advantages(kept))
+            window = with_logprobs(self, with_advantages(self.args, kept))
         metrics["perf/logp_s"] = time.perf_counter() - began
         if self.args.corrects_sampling:
-            metrics |= self.importance_metrics(window)
+            metrics |= importance_metrics(self, window)
         return window
-
-    def _all_full(self, kept: Window, batches: int) -> bool:
-        """Whether the window is full; else says in `state` why the run ends."""
-        wanted = self.sampler.rows_per_batch
-        found = len(kept) // self.args.group_size
-        if found < wanted:
-            low, high = self.args.dynamic_sampling_range
-            self.state.stopped = (
-                f"dynamic sampling found {found} of {wanted} groups with a mean {self.accuracy} in "
-                f"({low}, {high}) among {batches} batches of rows (max_resample_batches); the rest "
-                "is solved, or out of reach"
-            )
-        return found >= wanted
-
-    def with_advantages(self, window: Window) -> Window:
-        """Advantages over the pooled groups, of both arms together."""
-        groups = torch.arange(len(window)) // self.args.group_size
-        pooled = group_advantage(window.rewards, groups, scale=self.args.scale_rewards)
-        return replace(window, advantages=pooled.advantages)
-
-    def with_logprobs(self, window: Window) -> Window:
-        """Old and reference log-probs, policy-free, where the loss needs them."""
-        old = reference = None
-        if self.steps_of_window > 1 or self.args.corrects_sampling:
-            old = self.logprobs(window, self.model)
-        if self.args.beta:
-            off = self.model.adapter_disabled() if self.args.use_peft else nullcontext()
-            with off:
-                reference = self.logprobs(window, self.reference or self.model)
-        return replace(window, old_logprob=old, ref_logprob=reference)
-
-    def logprobs(self, window: Window, model: Callable[..., Any]) -> Tensor:
-        """(M,) log-probs of all response tokens after (image, question), at the sampling
-        temperature; float32, float64 of a float64 model. Each process makes its share."""
-        own = own_share(self, window)
-        return all_columns(self, window, own, self._own_logprobs(own, model))
-
-    def _own_logprobs(self, own: OwnShare, model: Callable[..., Any]) -> Tensor:
-        """(m,) of the responses of `own` alone."""
-        first_column = own.part.first_column.to(self.accelerator.device)
-        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        found = torch.empty(len(own.part.ids), dtype=dtype)
-
-        def score_batch(
-            batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions
-        ) -> tuple[Tensor, Tensor]:
-            scores = batch.sample_scores()
-            logprob, _ = token_logprob(
-                hidden,
-                head,
-                scores.rows,
-                scores.targets,
-                temperature=self.args.temperature,
-                **options,
-            )
-            sample = batch.sample_ids[scores.samples]
-            return first_column[sample] + scores.index, logprob
-
-        with torch.no_grad():
-            for batch in own.batches or self.microbatches(own.part.samples()):
-                column, logprob = self.forward(batch, score_batch, model)
-                found[column.cpu()] = logprob.cpu()
-        return found
-
-    @contextmanager
-    def _sampling(self) -> Iterator[Engine]:
-        """The engine, with the model's weights of now."""
-        if self.engine is None and self.args.use_vllm:
-            with self.vllm.awake() as engine:
-                yield engine
-        else:
-            yield self.engine or _TrainedModel(self)
 
     def of_all(self, window: Window) -> Window:
         """The responses of all processes, in the order of their ranks, from each one's own."""
@@ -378,50 +232,13 @@ class PolicyRolloutTrainer(Trainer):
 
     # ---- logs and checkpoints ---------------------------------------------------------------
 
-    def log_window(self, window: Window) -> dict[str, float]:
-        """Metrics of everything sampled for a window, on all processes."""
-        saved = self.policy_tokens[window.rows.numpy()]
-        return rollout_metrics(window, self.args.group_size, self.accuracy, saved)
-
-    def importance_metrics(self, window: Window) -> dict[str, float]:
-        """Of the importance weights of policy-free tokens, on all processes."""
-        weights = self.importance(window)
-        assert weights is not None
-        free = weights[~torch.repeat_interleave(window.policy_aware, window.lengths)]
-        sums = self.reduce({"sum": float(free.sum()), "count": float(len(free))})
-        name = "sampling/importance_sampling_ratio"
-        return {
-            f"{name}/min": float(self.gather(free.min()[None]).min()),
-            f"{name}/mean": sums["sum"] / sums["count"],
-            f"{name}/max": float(self.gather(free.max()[None]).max()),
-        }
-
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """Rewards of one policy-free response to each row, sampled as in training."""
-        with self._sampling() as engine:
+        with sampling(self) as engine:
             window = self.sampler.one_each(engine, list(rows), self.state)
         parts = {f"rewards/{n}/mean": float(v.nanmean()) for n, v in window.parts.items()}
         lengths = {"completions/mean_length": float(window.lengths.double().mean())}
         return {"reward": float(window.rewards.mean()), **parts, **lengths}
-
-    def completions(self, part: Window) -> list[dict[str, Any]]:
-        """The table of a step's responses."""
-        rows = [self.rows[i] for i in part.rows.tolist()]
-        return [
-            {
-                "step": self.state.global_step,
-                "id": str(row["id"]),
-                "policy_id": row.get("policy_id"),
-                "arm": ARMS[int(part.policy_aware[i])],
-                "prompt": row["prompt"],
-                "completion": self.processor.decode(part.response(i)),
-                **{name: float(values[i]) for name, values in part.parts.items()},
-                "reward": float(part.rewards[i]),
-                "advantage": float(part.advantages[i]),
-                **{name: values[i] for name, values in part.extra.items()},
-            }
-            for i, row in enumerate(rows)
-        ]
 
     def close(self) -> None:
         self.sampler.close()
@@ -440,18 +257,6 @@ class PolicyRolloutTrainer(Trainer):
             self.steps_done = int(values["steps_done"])
             rows = tensors["rows"].tolist()
             self.window = Window.from_tensors(tensors, lazy_prompts(rows, self.prompt))
-
-
-class _TrainedModel(NativeEngine):
-    """The engine by default: the model itself, with the precision and the features of training."""
-
-    def __init__(self, trainer: PolicyRolloutTrainer) -> None:
-        super().__init__(trainer.model, features=trainer.features.of)
-        self._precision = trainer.precision
-
-    def generate(self, *args: Any, **kwargs: Any) -> list[list[Response]]:
-        with self._precision():
-            return super().generate(*args, **kwargs)
 
 
 if __name__ == "__main__":

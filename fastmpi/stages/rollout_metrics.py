@@ -7,13 +7,16 @@ ones are chosen to be half right.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fastmpi.rollout.groups import ARMS
+from fastmpi.stages.scoring import importance
 
 if TYPE_CHECKING:
+    from fastmpi.stages.rl import PolicyRolloutTrainer
     from fastmpi.stages.window import Window
 
 Sums = dict[str, float]
@@ -43,6 +46,40 @@ def rollout_metrics(
     if aware and f"accuracy/{ARMS[0]}" in metrics:
         metrics["mpi/internalization"] = metrics[f"accuracy/{ARMS[0]}"] / aware
     return metrics
+
+
+def importance_metrics(trainer: PolicyRolloutTrainer, window: Window) -> dict[str, float]:
+    """Of the importance weights of policy-free tokens, on all processes."""
+    weights = importance(trainer.args, window)
+    assert weights is not None
+    free = weights[~torch.repeat_interleave(window.policy_aware, window.lengths)]
+    sums = trainer.reduce({"sum": float(free.sum()), "count": float(len(free))})
+    name = "sampling/importance_sampling_ratio"
+    return {
+        f"{name}/min": float(trainer.gather(free.min()[None]).min()),
+        f"{name}/mean": sums["sum"] / sums["count"],
+        f"{name}/max": float(trainer.gather(free.max()[None]).max()),
+    }
+
+
+def completions_table(trainer: PolicyRolloutTrainer, part: Window) -> list[dict[str, Any]]:
+    """A line for each of a step's responses."""
+    rows = [trainer.rows[i] for i in part.rows.tolist()]
+    return [
+        {
+            "step": trainer.state.global_step,
+            "id": str(row["id"]),
+            "policy_id": row.get("policy_id"),
+            "arm": ARMS[int(part.policy_aware[i])],
+            "prompt": row["prompt"],
+            "completion": trainer.processor.decode(part.response(i)),
+            **{name: float(values[i]) for name, values in part.parts.items()},
+            "reward": float(part.rewards[i]),
+            "advantage": float(part.advantages[i]),
+            **{name: values[i] for name, values in part.extra.items()},
+        }
+        for i, row in enumerate(rows)
+    ]
 
 
 def _rollout_sums(

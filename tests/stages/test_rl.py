@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastmpi.rollout.engine import Response
+from fastmpi.stages.scoring import logprobs, with_logprobs
 from fastmpi.tracking import read_metrics
 
 GROUP = 6  # 3 + 3
@@ -100,7 +101,7 @@ def test_logprobs_are_those_after_the_policy_free_prompt(world) -> None:
 
     trainer = begun(world, temperature=0.7, max_tokens_per_microbatch=70)
     window = trainer.next_window({})
-    found = trainer.logprobs(window, trainer.model)
+    found = logprobs(trainer, window, trainer.model)
     expected = []
     with torch.no_grad():
         for index, row in enumerate(window.rows.tolist()):
@@ -112,9 +113,9 @@ def test_logprobs_are_those_after_the_policy_free_prompt(world) -> None:
             assert sample.ids.tolist() == prompt.ids.tolist() + window.response(index).tolist()
             batch = ForestBatch.from_samples([sample], trainer.processor, share=False)
             logits = trainer.model(batch, lambda hidden, head: hidden @ head.T) / 0.7
-            logprobs = logits.log_softmax(-1)
+            logs = logits.log_softmax(-1)
             for place in range(len(prompt.ids), len(sample.ids)):
-                expected.append(logprobs[place - 1, sample.ids[place]])
+                expected.append(logs[place - 1, sample.ids[place]])
     assert found == pytest.approx(torch.stack(expected), abs=1e-5)
     free = ~window.policy_aware.repeat_interleave(window.lengths)
     assert found[free] == pytest.approx(window.sampled_logprob[free], abs=1e-4)
@@ -130,12 +131,12 @@ def test_the_reference_is_the_start_of_the_stage(world, use_peft: bool) -> None:
     trainer = begun(world, beta=0.1, use_peft=use_peft, learning_rate=0.1)
     trainer.model.train()
     first = trainer.next_window({})
-    assert first.ref_logprob.equal(trainer.logprobs(first, trainer.model))
+    assert first.ref_logprob.equal(logprobs(trainer, first, trainer.model))
     for _ in range(2):
         trainer.optimizer_step(trainer.next_step())
-    again = trainer.with_logprobs(first)
+    again = with_logprobs(trainer, first)
     assert again.ref_logprob.equal(first.ref_logprob)
-    assert not trainer.logprobs(first, trainer.model).allclose(first.ref_logprob, atol=1e-3)
+    assert not logprobs(trainer, first, trainer.model).allclose(first.ref_logprob, atol=1e-3)
 
 
 def test_the_reference_survives_resuming(world) -> None:

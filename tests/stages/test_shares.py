@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmpi.stages.scoring import logprobs, own_logprobs
 from fastmpi.stages.shares import own_share
 
 
@@ -47,7 +48,7 @@ def test_responses(world) -> None:
     trainer = world.trainer("rl", per_device_train_batch_size=24, gradient_accumulation_steps=1)
     trainer.begin()
     window = trainer.next_window({})
-    alone = trainer.logprobs(window, trainer.model)
+    alone = logprobs(trainer, window, trainer.model)
     found = np.full(len(window.ids), np.nan)
     seen: list[int] = []
     for rank in range(3):
@@ -56,7 +57,7 @@ def test_responses(world) -> None:
         groups = np.array(share.indices) // 6
         assert all((np.array(share.indices) // 6 == g).sum() == 6 for g in groups)
         assert [s.tolist() for s in share.part.rows] == window.rows[share.indices].tolist()
-        found[window.columns(share.indices)] = trainer._own_logprobs(share, trainer.model)
+        found[window.columns(share.indices)] = own_logprobs(trainer, share, trainer.model)
         seen += share.indices
     assert sorted(seen) == list(range(len(window)))
     np.testing.assert_allclose(found, alone, atol=1e-5)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastmpi.stages.scoring import logprobs
+
 CUTS = {
     "whole": {},
     "cut": {"max_tokens_per_microbatch": 60},
@@ -59,7 +61,7 @@ def policy_step(trainer: Any) -> Any:
     if not hasattr(trainer, "made"):
         trainer.made = trainer.next_window({})
         generator = torch.Generator().manual_seed(0)
-        old = trainer.logprobs(trainer.made, trainer.model)
+        old = logprobs(trainer, trainer.made, trainer.model)
         moved = old + 0.3 * torch.randn(old.shape, generator=generator, dtype=old.dtype)
         sides = torch.tensor([0.5, -0.5, -0.5, 0.5] * (len(trainer.made) // 4))
         moved += sides.repeat_interleave(trainer.made.lengths)

@@ -19,6 +19,7 @@ from fastmpi.rollout.engine import Response  # noqa: E402
 from fastmpi.rollout.native import NativeEngine  # noqa: E402
 from fastmpi.rollout.vllm import VLLMEngine  # noqa: E402
 from fastmpi.stages.objectives import PolicyLoss  # noqa: E402
+from fastmpi.stages.scoring import logprobs  # noqa: E402
 from fastmpi.tracking import read_metrics  # noqa: E402
 
 
@@ -275,7 +276,7 @@ def test_the_gap_is_of_policy_free_tokens_alone(world) -> None:
     metrics = objective.metrics(objective.sums.plain())
     assert metrics[f"{GAP}/mean"] == pytest.approx(0.25, abs=1e-3)
     assert float(objective.largest_gap) == pytest.approx(0.25, abs=1e-3)
-    aware = trainer.logprobs(window, trainer.model) - window.sampled_logprob
+    aware = logprobs(trainer, window, trainer.model) - window.sampled_logprob
     mask = torch.repeat_interleave(window.policy_aware, window.lengths)
     assert float(aware[mask].abs().max()) > 0.26
 
