@@ -28,12 +28,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastmpi.files import flush, removed_on_error
+from fastmpi.files import flush, flush_all, make_folder, removed_on_error
 
 STATE_FILE = "trainer_state.json"
 STATE_FOLDER = "state"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_ASIDE = re.compile(r"\.(checkpoint-\d+)\.(writing|old)")
+_ASIDE = re.compile(r"\.(checkpoint-\d+)\.(writing|old|removed)")
 _SAMPLED_VALUES = 1024  # of each tensor, for the fingerprint
 
 
@@ -74,6 +74,7 @@ def written_aside(
     output_dir = Path(output_dir)
     aside = output_dir / f".checkpoint-{step}.writing"
     if is_main:
+        make_folder(output_dir)
         _remove_leftovers(output_dir)
         (aside / STATE_FOLDER).mkdir(parents=True)
     barrier()
@@ -81,18 +82,18 @@ def written_aside(
         yield aside
         barrier()
         if is_main:
-            for path in [*aside.rglob("*"), aside]:
-                flush(path)
+            flush_all(aside)
     if is_main:
         _move_into_place(aside, output_dir / f"checkpoint-{step}")
     barrier()
 
 
 def prune(output_dir: str | Path, limit: int | None) -> None:
-    """Remove all but the `limit` newest checkpoints."""
+    """Remove all but the `limit` newest checkpoints. One that can be seen stays whole: it is
+    renamed first."""
     if limit is not None:
         for path in checkpoints(output_dir)[:-limit]:
-            shutil.rmtree(path)
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
 
 
 def state_path(checkpoint: Path, name: str, rank: int = 0, world_size: int = 1) -> Path:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from fastmpi.files import append_whole, make_folder
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,8 @@ class ReplyCache:
             if self.path is not None and not reply.error:
                 line = {"key": key, **asdict(reply)}
                 del line["error"]
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                make_folder(self.path.parent)
+                append_whole(self.path, f"{json.dumps(line)}\n".encode())
 
 
 def request_key(request: Mapping[str, Any]) -> str:
@@ -64,7 +66,7 @@ def _read(path: Path) -> list[tuple[str, Reply]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
     return [_parsed(path, n, line) for n, line in enumerate(whole.splitlines(), 1) if line.strip()]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastmpi.files import write_whole
+from fastmpi.files import append_whole, make_folder, write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -88,7 +88,7 @@ class Tracker:
         self._writers: list[Writer] = []
         self._bar: _Bar | None = None
         if is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             _drop_after(self.folder / METRICS_FILE, start_step)
             makers: dict[str, Callable[..., Writer]] = {
                 "tensorboard": _TensorBoard,
@@ -103,8 +103,7 @@ class Tracker:
         if not self.is_main:
             return
         line = json.dumps({"step": step, **metrics}, allow_nan=False, default=float)
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_whole(self.folder / METRICS_FILE, f"{line}\n".encode())
         for writer in self._writers:
             writer.log(step, metrics)
         if self._bar is not None:
@@ -141,13 +140,23 @@ class Tracker:
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, oldest first. A last line that has not ended is left
-    out: the run may be writing it, or was killed at it."""
+    """The lines of a run's `metrics.jsonl`, oldest first; `ValueError` names one that is damaged.
+    A last line that has not ended is left out: the run may be writing it, or was killed at it."""
     path = Path(output_dir) / METRICS_FILE
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_metrics_of(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _metrics_of(path: Path, number: int, line: bytes) -> dict[str, float]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+    if not isinstance(values, dict) or "step" not in values:
+        raise ValueError(f"{path}, line {number} is damaged: it is no log of a step")
+    return values
 
 
 def _drop_after(path: Path, step: int) -> None:

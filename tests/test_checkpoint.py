@@ -132,3 +132,21 @@ def test_another_run(change: dict, message: str) -> None:
     checkpoint.check_same_run(Path("c"), found, {**found, "processes": 3})
     with pytest.raises(ValueError, match=message):
         checkpoint.check_same_run(Path("c"), found, {**found, **change})
+
+
+def test_killed_while_it_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be seen is whole: a checkpoint loses its name before it loses its files."""
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def killed(path: Path) -> None:
+        next(path.rglob("*.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(tmp_path, 1)
+    monkeypatch.undo()
+    assert checkpoint.checkpoints(tmp_path) == [tmp_path / "checkpoint-2"]
+    write(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from fastmpi.files import model_written, write_whole
+from fastmpi import files
+from fastmpi.files import append_whole, make_folder, model_written, write_whole
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from disks import full_disk, read_only  # noqa: E402
 
 
 def names(folder: Path) -> list[str]:
@@ -83,3 +90,66 @@ def test_safetensors_errors_name_the_folder(tmp_path: Path) -> None:
         with model_written(tmp_path):
             raise SafetensorError("I/O error: No space left")
     assert names(tmp_path) == []
+
+
+def test_lines_that_find_no_room(tmp_path: Path) -> None:
+    """The error names the file, whose whole lines stay as they are."""
+    path = tmp_path / "a.jsonl"
+    append_whole(path, b"one\n")
+    with full_disk(6), pytest.raises(OSError, match=re.escape(str(path))):
+        append_whole(path, b"two\n")
+    assert path.read_bytes() == b"one\n"
+    append_whole(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_text_that_finds_no_room(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.json", "one")
+    with full_disk(6), pytest.raises(OSError, match=re.escape(str(tmp_path / "a.json"))):
+        write_whole(tmp_path / "a.json", "longer than that")
+    assert (tmp_path / "a.json").read_text() == "one" and names(tmp_path) == ["a.json"]
+
+
+def test_what_must_be_on_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it a power failure keeps: a name that is seen stands for whole content."""
+    done: list[str] = []
+    replace, unlink = Path.replace, Path.unlink
+
+    def renamed(self: Path, target: Path) -> None:
+        done.append(f"{target.name} appears")
+        replace(self, target)
+
+    def removed(self: Path, missing_ok: bool = False) -> None:
+        done.append(f"{self.name} goes")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(files, "flush", lambda path: done.append(f"flush {path.name}"))
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(Path, "unlink", removed)
+    with model_written(tmp_path / "new") as folder:
+        fill(folder, "one")
+    flushed, moved = done[: done.index("config.json goes")], done[done.index("config.json goes") :]
+    assert flushed[0] == f"flush {tmp_path.name}"  # where the new folder's name is
+    assert {"flush config.json", "flush model.safetensors", "flush tokenizer.json"} < set(flushed)
+    assert moved == [
+        "config.json goes", "flush new", "model.safetensors appears", "tokenizer.json appears",
+        "flush new", "config.json appears", "flush new",
+    ]  # fmt: skip
+    done.clear()
+    write_whole(tmp_path / "a.json", "two")
+    assert done == ["flush a.json.writing", "a.json appears", f"flush {tmp_path.name}"]
+
+
+def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.json", "one")
+    with read_only(tmp_path):
+        with pytest.raises(PermissionError, match=re.escape(str(tmp_path / "a.json"))):
+            write_whole(tmp_path / "a.json", "two")
+        with pytest.raises(PermissionError, match=re.escape(str(tmp_path / "b.jsonl"))):
+            append_whole(tmp_path / "b.jsonl", b"two")
+        with pytest.raises(PermissionError, match=re.escape(str(tmp_path / "new"))):
+            make_folder(tmp_path / "new" / "deep")
+        with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+            with model_written(tmp_path):
+                raise AssertionError("nothing can be written here")
+    assert (tmp_path / "a.json").read_text() == "one" and names(tmp_path) == ["a.json"]

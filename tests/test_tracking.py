@@ -42,6 +42,14 @@ def test_lines_and_resuming(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.25}]
 
 
+@pytest.mark.parametrize("line", ['{"step": 1, "lo', "7", '{"loss": 1}', "\udcff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    text = '{"step": 1}\n' + line + "\n"
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is damaged"):
+        read_metrics(tmp_path)
+
+
 def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
     tracker = make(tmp_path, show_progress=False)
     tracker.log(1, {"loss": 1.0})

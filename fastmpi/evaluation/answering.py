@@ -16,9 +16,10 @@ from typing import Any
 from fastmpi.data.prompts import render
 from fastmpi.data.rows import Row
 from fastmpi.data.samples import Prompt
-from fastmpi.evaluation.folder import json_line
+from fastmpi.evaluation.folder import json_line, write_jsonl
 from fastmpi.evaluation.items import Answer
 from fastmpi.evaluation.result import EvalConfig
+from fastmpi.files import append_whole
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.policies.policy import Policy
 from fastmpi.rollout.engine import Engine
@@ -120,14 +121,12 @@ class AnswerFile:
                     f"{self.path} answers row {answer.id!r} where the data has {row['id']!r}; "
                     "remove it to ask anew"
                 )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(b"".join(map(_line, answers)))
+        write_jsonl(self.path, [answer.to_dict() for answer in answers])
         return answers
 
     def append(self, answers: Sequence[Answer]) -> None:
         """Adds a batch; what is half-written when the process is killed is dropped at reading."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(map(_line, answers)))
+        append_whole(self.path, b"".join(map(_line, answers)))
 
     def _read(self) -> list[Answer]:
         if not self.path.is_file():

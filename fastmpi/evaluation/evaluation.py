@@ -178,10 +178,13 @@ class Evaluation:
         write_json(self.folder.path / RUN, run)
 
     def _clear(self) -> None:
-        for name in (RUN, SUMMARY):
-            (self.folder.path / name).unlink(missing_ok=True)
+        """run.json goes last: a kill must leave no answers without what they are answers to."""
         for name in (ITEMS, self._pictures.name, "judge", "harness"):
-            shutil.rmtree(self.folder.path / name, ignore_errors=True)
+            path = self.folder.path / name
+            if path.exists():
+                shutil.rmtree(path)
+        for name in (SUMMARY, RUN):
+            (self.folder.path / name).unlink(missing_ok=True)
 
     def _description(self) -> dict[str, Any]:
         """What run.json says."""

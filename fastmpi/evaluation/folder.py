@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmpi.evaluation.metrics import Figure
-from fastmpi.files import write_whole
+from fastmpi.files import make_folder, write_whole
 
 RUN, SUMMARY, ITEMS = "run.json", "summary.json", "items"
 ARMS = ("task", "in-context", "override", "forgetting")  # each is one pass over some rows
@@ -156,8 +156,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line."""
     items = []
-    # Not splitlines: JSON may hold U+2028 and U+0085.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             if line:
                 items.append(dict(json.loads(line)))
@@ -176,7 +175,7 @@ def json_line(item: Mapping[str, Any]) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # A response may hold half a surrogate pair, which UTF-8 has no bytes for.
     write_whole(path, text.encode("utf-8", errors="backslashreplace").decode("utf-8"))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fastmpi.files import ASIDE, flush, flush_all, make_folder, removed_on_error
 
 
 def new_folder(output_dir: str, write: Callable[[Path], None]) -> Path:
@@ -15,14 +17,18 @@ def new_folder(output_dir: str, write: Callable[[Path], None]) -> Path:
     `ValueError` where it exists and is not empty; see `checked_new`.
     """
     folder = checked_new(output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-        made = Path(aside) / "data"
-        made.mkdir()
-        write(made)
-        if folder.exists():
-            folder.rmdir()
-        made.replace(folder)
+    make_folder(folder.parent)
+    aside = folder.with_name(f".{folder.name}{ASIDE}")
+    if aside.exists():
+        shutil.rmtree(aside)  # what a killed run left
+    aside.mkdir()
+    with removed_on_error(aside):
+        write(aside)
+        flush_all(aside)
+    if folder.exists():
+        folder.rmdir()
+    aside.replace(folder)
+    flush(folder.parent)
     return folder
 
 

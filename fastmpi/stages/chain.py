@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmpi.data.rows import read_rows
+from fastmpi.files import ASIDE, make_folder, write_whole
 from fastmpi.policies.generate import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, OVERRIDE, Recipe, StagePlan, load_recipe
@@ -74,14 +75,19 @@ _WAY_OUT = "choose another output_dir, or start anew with --overwrite"
 
 
 def _clear(folder: Path, mark: str) -> None:
-    """Removes what we made, which `mark` is a file of; `ValueError` for what somebody else did."""
+    """Removes what we made, which `mark` is a file of; `ValueError` for what somebody else did.
+    The mark goes last: whoever is killed here may try again."""
     if not folder.exists():
         return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).exists()):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    # A run that was killed before its first mark was whole leaves nothing else.
+    if names is None or (names and mark not in names and names != {mark + ASIDE}):
         raise ValueError(
             f"{folder} is there already and was not made by a recipe; choose another output_dir"
         )
-    shutil.rmtree(folder)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.rmdir()
 
 
 def run_stage(
@@ -233,6 +239,6 @@ def save_recipe(recipe: Recipe) -> Path:
     output = Path(recipe.output_dir)
     with _only_main() as is_main:
         if is_main:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "config.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            make_folder(output)
+            write_whole(output / "config.yaml", recipe.to_yaml())
     return output

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastmpi import __version__
 from fastmpi.assets import tiny_base_path
-from fastmpi.files import write_whole
+from fastmpi.files import make_folder, write_whole
 from fastmpi.recipe import FILES, StagePlan
 
 RECORD = "stage.json"
@@ -102,7 +102,7 @@ class StageRecord:
             raise ValueError(f"{path} is damaged: {error}") from None
 
     def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fastmpi.evaluation import evaluation
 from fastmpi.evaluation.answering import AnswerFile
 from fastmpi.evaluation.items import Answer
 from fastmpi.evaluation.suites import run_suites
@@ -103,6 +104,17 @@ def test_another_evaluation_is_not_mixed_with_this_one(ask, tiny_folder):
     assert not (anew.path / "items").exists() and not (anew.path / "summary.json").exists()
     run_suites(anew.evaluation)
     assert not (ask(say=say, seed=1, overwrite="always").path / "items").exists()
+
+
+def test_killed_while_another_evaluation_is_removed(ask, monkeypatch):
+    """Its answers go before run.json, which says whose they are: they are never taken for new."""
+    run_suites(ask(say=lambda prompt: "\\boxed{Case 1}", suites=["task"]).evaluation)
+    monkeypatch.setattr(evaluation.shutil, "rmtree", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ask(say=str, seed=1, suites=["task"], overwrite="if other")
+    monkeypatch.undo()
+    anew = ask(say=lambda prompt: "new", seed=1, suites=["task"], overwrite="if other")
+    assert {item["response"] for item in anew.evaluation.items("task")} == {"new"}
 
 
 def test_a_block_of_changed_rules_stands_alone_or_after_the_whole_policy(ask, data, tmp_path):

@@ -136,6 +136,30 @@ def test_folders_of_others_are_never_removed(trained, tmp_path, files, overwrite
     assert mine.exists() and (tmp_path / "run" / "data" / "mine.jsonl").exists()
 
 
+@pytest.mark.parametrize("left", [["stage.json.writing"], ["stage.json", "model", "z.jsonl"]])
+def test_a_stage_that_was_killed_as_it_began_starts_anew(trained, tmp_path, files, left):
+    folder = tmp_path / "run" / "sft"
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text("{}")
+    run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["stage.json"]
+
+
+def test_killed_while_a_stage_is_removed(trained, tmp_path, files, monkeypatch):
+    """What says that the folder is ours goes last, so the next run can remove the rest."""
+    run_recipe(recipe(tmp_path, files, sft={}))
+    for name in ("aaa", "zzz"):
+        (tmp_path / "run" / "sft" / name).mkdir()
+    monkeypatch.setattr(chain.shutil, "rmtree", lambda path: (path.rmdir(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
+    monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "run" / "sft").iterdir()}
+    assert "stage.json" in left and len(left) == 2
+    run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
+
+
 def test_generated_data_are_kept_and_checked(tmp_path):
     settings = {"world": "tiny", "num_policies": 2, "num_train": 8, "num_test": 4}
     made = prepare_data(recipe(tmp_path, {"clevr_policy": settings}, policies=None))
