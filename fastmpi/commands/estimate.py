@@ -74,6 +74,7 @@ def _estimate(recipe: Any, values: dict[str, Any]) -> None:
             time = None
             if values.get("measure"):
                 time = measure_stage(plan, model, data, Path(folder) / plan.kind, **options)
+                time = time.of_stage(found)
             _print(found, time)
 
 

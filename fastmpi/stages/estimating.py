@@ -7,7 +7,8 @@ are random tokens of a stated length, which share nothing but their prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,16 +20,18 @@ import torch
 from fastmpi.config import PolicyRolloutConfig
 from fastmpi.data.batch import ForestBatch
 from fastmpi.data.samples import Sample
+from fastmpi.models.cost import Work, num_patches
 from fastmpi.models.flops import update_flops
 from fastmpi.models.memory import UpdateMemory, update_memory
 from fastmpi.models.sizes import BatchShape, Precision, TextShape
 from fastmpi.models.skeleton import skeleton
 from fastmpi.stages.chain import build_trainer, prepare_data
 from fastmpi.stages.features import MAX_BYTES as MAX_FEATURE_BYTES
-from fastmpi.stages.fitting import training_of
+from fastmpi.stages.fitting import training_of, wants_checkpointing
 from fastmpi.stages.rollout_estimate import RolloutEstimate, rollout_estimate
 
 if TYPE_CHECKING:
+    from fastmpi.data.images import Image
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.recipe import Recipe, StagePlan
     from fastmpi.stages.record import DataFiles
@@ -41,7 +44,9 @@ class StageEstimate:
     """One stage. tokens, merged_tokens, flops: means of an optimiser step of one process, over the
     `scanned` first steps; flops None where the model cannot be counted. checkpointing: as the
     stage is set. update, other: memory as it is set, and with checkpointing the other way round.
-    features: bytes of cached picture features. notes: what is not in these numbers."""
+    features: bytes of cached picture features. work: of each scanned step's micro-batches.
+    encoded: patches of pictures that a frozen vision tower encodes in a step, over the whole stage,
+    since features are kept. notes: what is not in these numbers."""
 
     kind: str
     steps: int
@@ -54,6 +59,8 @@ class StageEstimate:
     update: UpdateMemory
     other: UpdateMemory
     features: int
+    work: tuple[tuple[Work, ...], ...]
+    encoded: float
     rollout: RolloutEstimate | None
     notes: tuple[str, ...]
 
@@ -120,7 +127,7 @@ class _Estimator:
         rollout, sampling = self._rollout()
         batches = [batch for step in steps for batch in step]
         most = max(len(step) for step in steps)
-        checkpointing = bool(self.trainer.checkpoints_layers)
+        checkpointing = self._checkpointing()
         return StageEstimate(
             kind=kind,
             steps=self.trainer.total_steps,
@@ -133,6 +140,8 @@ class _Estimator:
             update=self._update(batches, most, checkpointing),
             other=self._update(batches, most, not checkpointing),
             features=self._features(batches),
+            work=tuple(tuple(self._work(batch) for batch in step) for step in steps),
+            encoded=self._encoded(steps),
             rollout=rollout,
             notes=tuple(self._notes()),
         )
@@ -168,6 +177,32 @@ class _Estimator:
             for _ in range(self.args.group_size)
         ]
 
+    def _work(self, batch: ForestBatch) -> Work:
+        return Work.of(batch, trains_vision=self.model.trains_vision)
+
+    def _encoded(self, steps: Sequence[Sequence[ForestBatch]]) -> float:
+        """Patches of a step: each picture once in the stage while all of them fit into the cache,
+        else once for every step or window that shows it."""
+        if self.model.trains_vision:
+            return 0.0
+        shown = list(self._pictures(steps))
+        once = {key: image for images in shown for key, image in images.items()}
+        epochs = self.trainer.total_steps / self.trainer.steps_per_epoch
+        scanned = len(steps) / self.trainer.steps_per_epoch
+        if self._feature_bytes(once.values()) / min(1, scanned) > MAX_FEATURE_BYTES:
+            return sum(num_patches(images.values()) for images in shown) / len(steps)
+        return num_patches(once.values()) * min(1, epochs) / scanned / self.trainer.total_steps
+
+    def _pictures(self, steps: Sequence[Sequence[ForestBatch]]) -> Iterator[dict[str, Image]]:
+        """By key, those of each step; in RL of each window, whose prompts have all of them."""
+        if not self.is_rl:
+            for step in steps:
+                yield {image.key: image for batch in step for image in batch.images}
+            return
+        for window in range(math.ceil(len(steps) / self.args.steps_per_window)):
+            arms = self.trainer.sampler.draw(window).prompts.values()
+            yield {i.key: i for prompts in arms for prompt in prompts for i in prompt.images}
+
     # ---- memory ----------------------------------------------------------------------------
 
     def _update(
@@ -196,11 +231,20 @@ class _Estimator:
 
     def _features(self, batches: Sequence[ForestBatch]) -> int:
         """Of the distinct pictures, while the vision tower is frozen; the cache is bounded."""
-        images = {image.key: image.num_tokens for batch in batches for image in batch.images}
+        images = {image.key: image for batch in batches for image in batch.images}
+        if self.model.trains_vision:
+            return 0
+        return min(self._feature_bytes(images.values()), MAX_FEATURE_BYTES)
+
+    def _feature_bytes(self, images: Iterable[Image]) -> int:
         vision = self.model.base.config.vision_config
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
         row = self.text.hidden * levels * self.precision.compute
-        return 0 if self.model.trains_vision else min(sum(images.values()) * row, MAX_FEATURE_BYTES)
+        return sum(image.num_tokens for image in images) * row
+
+    def _checkpointing(self) -> bool:
+        device = torch.device("cuda" if self.cuda else "cpu")
+        return wants_checkpointing(self.args, self.model, device, reference=self._has_reference)
 
     # ---- counted operations ----------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 
 from fastmpi.data.cache import BoundedCache
 from fastmpi.models.features import ImageFeatures
+from fastmpi.stages.profiling import now
 
 if TYPE_CHECKING:
     from fastmpi.data.images import Image
@@ -24,6 +26,9 @@ class FeatureCache:
     Unusual: one picture a pass. A matrix product may round a row differently beside other rows, so
     only then do features not depend on what else was encoded, and a resumed run, which starts with
     an empty cache, gets the same bits.
+
+    patches: of the pictures that were encoded. times_itself: whether `seconds` adds up what that
+    took; on CUDA the device is waited for then.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class FeatureCache:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.model, self.precision = model, precision
+        self.times_itself, self.patches, self.seconds = False, 0, 0.0
         self._cache: BoundedCache[ImageFeatures] = BoundedCache(max_bytes)
 
     def of(self, images: Sequence[Image]) -> ImageFeatures | None:
@@ -43,7 +49,16 @@ class FeatureCache:
             return ImageFeatures.concatenate([self._one(image) for image in distinct.values()])
 
     def _one(self, image: Image) -> ImageFeatures:
-        return self._cache.get(image.key, lambda: self.model.encode_images([image]), _num_bytes)
+        return self._cache.get(image.key, lambda: self._encode(image), _num_bytes)
+
+    def _encode(self, image: Image) -> ImageFeatures:
+        self.patches += math.prod(image.grid)
+        if not self.times_itself:
+            return self.model.encode_images([image])
+        began = now(self.model.head.device)
+        features = self.model.encode_images([image])
+        self.seconds += now(self.model.head.device) - began
+        return features
 
 
 def _num_bytes(features: ImageFeatures) -> int:

@@ -47,6 +47,8 @@ def budget_bytes(args: TrainingConfig, device: torch.device) -> int:
     if args.memory_budget_gib is not None:
         return int(args.memory_budget_gib * 2**30)
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("there is no GPU here: memory_budget_gib must say what it has")
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

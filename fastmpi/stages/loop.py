@@ -25,6 +25,7 @@ from fastmpi.config import FREE_ON_RESUME, TrainingConfig
 from fastmpi.data.cache import BoundedCache
 from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
+from fastmpi.stages.clock import MicrobatchClock
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.fitting import wants_checkpointing
 from fastmpi.stages.lifeline import lifeline
@@ -70,6 +71,7 @@ class Trainer(OptimizerStep, ABC):
     stage: ClassVar[str]
     config_class: ClassVar[type[TrainingConfig]]
     columns: ClassVar[tuple[str, ...]] = ("prompt",)
+    times_microbatches = False  # see `stages/clock.py`
 
     def __init__(
         self,
@@ -270,6 +272,8 @@ class Trainer(OptimizerStep, ABC):
         self.parameters = trained_parameters(self.model)
         self.optimizer = make_optimizer(self.parameters, self.args)
         self.features = FeatureCache(self.model, self.precision)
+        if self.times_microbatches:
+            self.clock = MicrobatchClock(self.model, self.features, self.accelerator.device)
 
     def choose_trained(self) -> None:
         """Which parameters train; called with the stage's starting weights in place."""

@@ -22,9 +22,12 @@ from fastmpi.tracking import read_metrics
 
 if TYPE_CHECKING:
     from fastmpi.data.samples import Prompt
+    from fastmpi.models.cost import CostModel
     from fastmpi.recipe import StagePlan
     from fastmpi.rollout.engine import Response
     from fastmpi.rollout.sampling import SamplingParams
+    from fastmpi.stages.clock import MicrobatchClock
+    from fastmpi.stages.estimating import StageEstimate
     from fastmpi.stages.record import DataFiles
 
 STEPS = 3
@@ -35,12 +38,27 @@ _T_95 = 4.303  # Student's t at 97.5 % for the two degrees of freedom of three s
 class StepTime:
     """Seconds. step: mean of an optimiser step, its share of a window's rollout and scoring with
     it. spread: half of a 95 % interval of that mean. rollout: of step, sampling and scoring.
-    warm_up: what the first step took longer."""
+    warm_up: what the first step took longer. cost: of micro-batches. update: what it says that
+    those of a measured step took; encoded: patches of pictures encoded for one."""
 
     step: float
     spread: float
     rollout: float
     warm_up: float
+    cost: CostModel | None = None
+    update: float = 0.0
+    encoded: float = 0.0
+
+    def of_stage(self, found: StageEstimate) -> StepTime:
+        """The same for the mean of the stage's steps: three may be larger than most, and pictures
+        are encoded only once. Measured responses stand for all others: those of an estimate share
+        less than a model's."""
+        if self.cost is None:
+            return self
+        steps = [sum(map(self.cost.seconds, step)) for step in found.work]
+        mean = self.update if found.rollout else statistics.fmean(steps)
+        more = mean - self.update + (found.encoded - self.encoded) * self.cost.patch
+        return replace(self, step=max(self.step + more, 0.0))
 
     def run(self, steps: int) -> tuple[float, float, float]:
         """(seconds, low, high) of `steps` steps."""
@@ -70,8 +88,21 @@ def measure_stage(
         trainer.engine = _FixedLength(trainer, tokens)
         per_window = trainer.steps_of_window
     trainer.total_steps = 1 + max(STEPS, per_window)
+    trainer.times_microbatches = True
     trainer.train()
-    return step_time(read_metrics(folder), per_window)
+    return with_cost(step_time(read_metrics(folder), per_window), trainer.clock)
+
+
+def with_cost(time: StepTime, clock: MicrobatchClock) -> StepTime:
+    """With the cost model of the steps after the first. Pictures that the first step encodes are
+    no warm-up."""
+    first = [one for one in clock.timed if one.step == 0]
+    later = [one for one in clock.timed if one.step > 0]
+    cost, steps = clock.cost_model(later), later[-1].step
+    encoded = (later[-1].encoded - first[-1].encoded) / steps
+    update = sum(cost.seconds(one.work) for one in later) / steps
+    warm_up = max(0.0, time.warm_up - (first[-1].encoded - encoded) * cost.patch)
+    return replace(time, cost=cost, update=update, encoded=encoded, warm_up=warm_up)
 
 
 def _short(config: Any, folder: Path, trust_remote_code: bool) -> Any:

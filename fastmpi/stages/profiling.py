@@ -6,6 +6,7 @@ the dearest regions: torch's operations and kernels, and our own, whose names be
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,13 @@ NUM_REGIONS = 10
 def region(name: str) -> record_function:
     """A part of a step that a profile shows under its name; nearly free where none is made."""
     return record_function(f"fastmpi: {name}")
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that `device` was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class StepProfiler:

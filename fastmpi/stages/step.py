@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
     from fastmpi.data.samples import Sample
     from fastmpi.models.forest_model import ForestModel
+    from fastmpi.stages.clock import MicrobatchClock
 
 
 MAX_OUTLINE_BYTES = 2**30
@@ -72,6 +74,7 @@ class OptimizerStep:
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     features: FeatureCache
+    clock: MicrobatchClock | None = None  # where micro-batches are timed
     outlines: BoundedCache[Prompt]  # of rows, where several processes plan who takes which
     state: TrainState
     total_steps: int
@@ -120,17 +123,23 @@ class OptimizerStep:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
         batches = self.microbatches(step.samples) if step.batches is None else step.batches
         for batch in batches:
-            with region("forward"):
-                loss = self.forward(batch, step.objective)
-            # Not accelerator.backward: it divides by whatever accumulation the environment sets.
-            with region("backward"):
-                loss.backward()
+            with self._timed(batch):
+                with region("forward"):
+                    loss = self.forward(batch, step.objective)
+                # Not accelerator.backward: it divides by whatever accumulation the environment has.
+                with region("backward"):
+                    loss.backward()
         if self.accelerator.num_processes > 1:
             self._add_gradients_of_all()
         return {
             "perf/tokens": float(sum(batch.num_unshared_tokens for batch in batches)),
             "perf/merged_tokens": float(sum(batch.num_tokens for batch in batches)),
         }
+
+    def _timed(self, batch: ForestBatch) -> AbstractContextManager[None]:
+        if self.clock is None:
+            return nullcontext()
+        return self.clock.microbatch(batch, self.state.global_step)
 
     def _add_gradients_of_all(self) -> None:
         """The processes' gradients are shares of the step's, as those of micro-batches are.

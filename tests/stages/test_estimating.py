@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastmpi.data.rows import read_rows
 from fastmpi.models.skeleton import skeleton
@@ -102,6 +103,33 @@ def test_a_rollout_is_counted_once_a_window(recipe, data, tiny_folder):
     memory = long.rollout.memory
     assert memory.shared < memory.unshared
     assert long.update.reference == long.update.weights  # beta is above 0
+
+
+def test_pictures_are_encoded_once_while_they_fit(recipe, data, tiny_folder, monkeypatch):
+    model = str(tiny_folder("qwen2_5_vl"))
+    plan = recipe.stage("cpt", {"max_steps": 8})  # of 12 rows in two steps: four epochs
+    distinct = estimate_stage(recipe.stage("cpt"), model, data).encoded * 2
+    assert estimate_stage(plan, model, data).encoded == distinct / 8
+    monkeypatch.setattr("fastmpi.stages.estimating.MAX_FEATURE_BYTES", 1000)
+    assert estimate_stage(plan, model, data).encoded == distinct / 2
+    trained = recipe.stage("cpt", {"freeze_vision": False})
+    found = estimate_stage(trained, model, data)
+    assert found.encoded == 0 and sum(work.patches for step in found.work for work in step)
+
+
+def test_work_is_that_of_the_steps(recipe, data, tiny_folder):
+    found = estimate_stage(recipe.stage("cpt"), str(tiny_folder("qwen2_5_vl")), data)
+    assert len(found.work) == 2
+    rows = [sum(work.rows for work in step) for step in found.work]
+    assert np.mean(rows) == found.merged_tokens
+
+
+def test_auto_needs_a_budget_where_the_gpu_is_elsewhere(recipe, data, tiny_folder):
+    plan, model = recipe.stage("cpt", {"gradient_checkpointing": "auto"}), tiny_folder("qwen2_5_vl")
+    assert not estimate_stage(plan, str(model), data, device="cpu").checkpointing
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="memory_budget_gib must say"):
+            estimate_stage(plan, str(model), data, device="cuda")
 
 
 def test_other_families_have_no_counted_flops(recipe, data, tiny_folder):

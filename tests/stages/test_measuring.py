@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from fastmpi.models.cost import CostModel, Work
 from fastmpi.recipe import Recipe
+from fastmpi.stages.clock import Timed
 from fastmpi.stages.estimating import recipe_data
-from fastmpi.stages.measuring import StepTime, measure_stage, step_time
+from fastmpi.stages.measuring import StepTime, measure_stage, step_time, with_cost
 from fastmpi.tracking import read_metrics
 
 
@@ -44,6 +48,30 @@ def test_no_run_is_shorter_than_its_warm_up():
     assert StepTime(1, 5, 0, 2).run(10) == (12, 2, 62)
 
 
+COST = CostModel(overhead=0.1, row=1e-3, pair=0, score=0, patch=1e-2)
+
+
+def test_the_stage_may_be_larger_than_the_measured_steps():
+    time = StepTime(2, 0.5, 0, 1, cost=COST, update=1.3, encoded=30)
+    step = (Work(400, 1, 1), Work(600, 1, 1))  # 1.2 seconds
+    small, large = (SimpleNamespace(work=(step,), encoded=n, rollout=None) for n in (30, 60))
+    assert time.of_stage(small) == replace(time, step=pytest.approx(1.9))
+    assert time.of_stage(large) == replace(time, step=pytest.approx(2.2))
+    assert replace(time, cost=None).of_stage(small).step == 2
+    # random responses are larger than a model's: those that were measured count
+    sampled = SimpleNamespace(work=(step,), encoded=60, rollout="one")
+    assert time.of_stage(sampled).step == pytest.approx(2.3)
+
+
+def test_pictures_of_the_first_step_are_no_warm_up():
+    timed = [Timed(0, Work(10, 10, 10), 9.0, 50)]
+    timed += [Timed(step, Work(10, 10, 10), 1.0, 50 + 10 * step) for step in (1, 2, 3)]
+    clock = SimpleNamespace(timed=timed, cost_model=lambda some: COST if len(some) == 3 else None)
+    found = with_cost(StepTime(2, 0.5, 0, 1), clock)
+    assert found.warm_up == pytest.approx(1 - 40e-2)
+    assert (found.update, found.encoded) == (pytest.approx(0.11), 10)
+
+
 def test_three_real_steps_with_responses_of_one_length(tiny_folder, tmp_path):
     data = {"clevr_policy": {"world": "tiny", "depth": 2, "num_policies": 2, "num_train": 6}}
     data["clevr_policy"] |= {"num_cot": 6, "num_test": 2}
@@ -70,4 +98,5 @@ def test_three_real_steps_with_responses_of_one_length(tiny_folder, tmp_path):
     assert {line["completions/max_length"] for line in sampled} == {9}
     assert {line["completions/min_length"] for line in sampled} == {9}
     assert 0 < found.rollout < found.step
+    assert found.cost is not None and 0 < found.update < found.step
     assert not (tmp_path / "run").exists()
