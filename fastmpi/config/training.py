@@ -30,8 +30,9 @@ class TrainingConfig(Settings):
     """An optimiser step takes this many times per_device_train_batch_size samples a device. It sets
     only the size of the step: micro-batches are cut by max_tokens_per_microbatch alone."""
 
-    max_tokens_per_microbatch: int = 16384
-    """Most tokens of one forward pass, after equal prefixes are merged. No sample may be longer."""
+    max_tokens_per_microbatch: int | Literal["auto"] = 16384
+    """Most tokens of one forward pass, after equal prefixes are merged. No sample may be longer.
+    "auto": few and large micro-batches, each as large as memory_budget_gib allows."""
 
     dataloader_prefetch_factor: int = 2
     """How many steps (of the rl stage: batches of prompts) are prepared ahead, on a thread of their
@@ -82,8 +83,7 @@ class TrainingConfig(Settings):
     only where a micro-batch of max_tokens_per_microbatch tokens would not fit without."""
 
     memory_budget_gib: float | None = None
-    """What "auto" of gradient_checkpointing has to fit a step into; None: all memory of the
-    device."""
+    """What the two settings "auto" have to fit a step into; None: all memory of the device."""
 
     attention_backend: str = "auto"
     """Backend of the forest attention: "triton", "flex", "flash", "sdpa" or "reference"; "auto" is
@@ -149,7 +149,6 @@ class TrainingConfig(Settings):
             1,
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
-            "max_tokens_per_microbatch",
             "lora_r",
             "lora_alpha",
             "logging_steps",
@@ -168,6 +167,8 @@ class TrainingConfig(Settings):
             "dataloader_prefetch_factor",
             "seed",
         )
+        if self.max_tokens_per_microbatch != "auto":
+            check_at_least(self, 1, "max_tokens_per_microbatch")
         if self.max_steps != -1:
             check_at_least(self, 1, "max_steps")
         if self.num_train_epochs <= 0:

@@ -22,18 +22,18 @@ from fastmpi.data.batch import ForestBatch
 from fastmpi.data.samples import Sample
 from fastmpi.models.cost import Work, num_patches
 from fastmpi.models.flops import update_flops
-from fastmpi.models.memory import UpdateMemory, update_memory
-from fastmpi.models.sizes import BatchShape, Precision, TextShape
+from fastmpi.models.memory import UpdateMemory
+from fastmpi.models.sizes import BatchShape
 from fastmpi.models.skeleton import skeleton
 from fastmpi.stages.chain import build_trainer, prepare_data
 from fastmpi.stages.features import MAX_BYTES as MAX_FEATURE_BYTES
-from fastmpi.stages.fitting import training_of, wants_checkpointing
 from fastmpi.stages.rollout_estimate import RolloutEstimate, rollout_estimate
 
 if TYPE_CHECKING:
     from fastmpi.data.images import Image
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.recipe import Recipe, StagePlan
+    from fastmpi.stages.fitting import StepMemory
     from fastmpi.stages.record import DataFiles
 
 MAX_SCANNED_STEPS = 64
@@ -98,8 +98,8 @@ def estimate_stage(
     dtype = getattr(torch, plan.config.dtype)
     empty = skeleton(model, dtype=dtype, trust_remote_code=trust_remote_code)
     trainer = build_trainer(plan, empty, data, trust_recipe_code=trust_recipe_code)
-    trainer.choose_trained()
     cuda = device == "cuda" or (device is None and torch.cuda.is_available())
+    trainer.choose_trained(torch.device("cuda" if cuda else "cpu"))
     return _Estimator(trainer, tokens, cuda).estimate(plan.kind)
 
 
@@ -117,9 +117,8 @@ class _Estimator:
         self.model: ForestModel = trainer.model
         self.response_tokens, self.cuda = response_tokens, cuda
         self.is_rl = hasattr(trainer, "sampler")
-        self.text = TextShape.of(self.model.base.config)
-        dtype = getattr(torch, self.args.dtype)
-        self.precision = Precision.of(dtype, autocast=self.args.bf16)
+        self.memory: StepMemory = trainer.memory
+        self.text, self.precision = self.memory.text, self.memory.precision
 
     def estimate(self, kind: str) -> StageEstimate:
         most_steps = min(MAX_SCANNED_STEPS, self.trainer.total_steps)
@@ -127,7 +126,7 @@ class _Estimator:
         rollout, sampling = self._rollout()
         batches = [batch for step in steps for batch in step]
         most = max(len(step) for step in steps)
-        checkpointing = self._checkpointing()
+        checkpointing = bool(self.trainer.checkpoints_layers)
         return StageEstimate(
             kind=kind,
             steps=self.trainer.total_steps,
@@ -208,26 +207,10 @@ class _Estimator:
     def _update(
         self, batches: Sequence[ForestBatch], most: int, checkpointing: bool
     ) -> UpdateMemory:
-        largest = max(batches, key=lambda batch: batch.num_tokens)
-        return update_memory(
-            self.text,
-            self.precision,
-            training_of(self.model, self.args, reference=self._has_reference),
-            BatchShape.of(largest, tiled=self.backend == "sdpa"),
-            checkpointing=checkpointing,
-            microbatches=most,
-            fused=self.cuda,
-        )
-
-    @property
-    def backend(self) -> str:
-        if self.args.attention_backend != "auto":
-            return str(self.args.attention_backend)
-        return "triton" if self.cuda else "sdpa"
-
-    @property
-    def _has_reference(self) -> bool:
-        return getattr(self.trainer, "reference", None) is not None
+        """Of the dearest micro-batch."""
+        memory = replace(self.memory, checkpointing=checkpointing)
+        shapes = {BatchShape.of(batch, tiled=memory.tiled) for batch in batches}
+        return max((memory.update(s, most) for s in shapes), key=lambda update: update.peak)
 
     def _features(self, batches: Sequence[ForestBatch]) -> int:
         """Of the distinct pictures, while the vision tower is frozen; the cache is bounded."""
@@ -241,10 +224,6 @@ class _Estimator:
         levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
         row = self.text.hidden * levels * self.precision.compute
         return sum(image.num_tokens for image in images) * row
-
-    def _checkpointing(self) -> bool:
-        device = torch.device("cuda" if self.cuda else "cpu")
-        return wants_checkpointing(self.args, self.model, device, reference=self._has_reference)
 
     # ---- counted operations ----------------------------------------------------------------
 

@@ -27,11 +27,11 @@ from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.clock import MicrobatchClock
 from fastmpi.stages.features import FeatureCache
-from fastmpi.stages.fitting import wants_checkpointing
+from fastmpi.stages.fitting import step_memory
 from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.profiling import StepProfiler, region
-from fastmpi.stages.rows import Rows, policies_digest
+from fastmpi.stages.rows import Row, Rows, check_length, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
 from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker, check_report_to
@@ -110,6 +110,7 @@ class Trainer(OptimizerStep, ABC):
         self.processor = self.model.processor
         self.outlines = BoundedCache(MAX_OUTLINE_BYTES)
         self.state = TrainState()
+        self._longest: tuple[Row, int, str] = ({"id": ""}, 0, "")  # what fits is known later
         self.means = RunningMeans()
         self._tracker: Tracker | None = None
         self._profiler: StepProfiler | None = None
@@ -275,8 +276,9 @@ class Trainer(OptimizerStep, ABC):
         if self.times_microbatches:
             self.clock = MicrobatchClock(self.model, self.features, self.accelerator.device)
 
-    def choose_trained(self) -> None:
-        """Which parameters train; called with the stage's starting weights in place."""
+    def choose_trained(self, device: torch.device | None = None) -> None:
+        """Which parameters train, and what then fits into memory; called with the stage's starting
+        weights in place. device: the one to fit, by default the run's own."""
         args = self.args
         if args.use_peft:
             torch.manual_seed(args.seed)  # a new adapter's weights
@@ -284,11 +286,23 @@ class Trainer(OptimizerStep, ABC):
         else:
             self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
         reference = getattr(self, "reference", None) is not None
-        self.checkpoints_layers = wants_checkpointing(
-            args, self.model, self.accelerator.device, reference=reference
-        )
+        device = self.accelerator.device if device is None else device
+        self.memory = step_memory(args, self.model, device, reference=reference)
+        self.checkpoints_layers = self.memory.checkpointing
         if self.checkpoints_layers:
             self.model.gradient_checkpointing()
+        if args.max_tokens_per_microbatch == "auto":
+            row, length, what = self._longest
+            check_length(row, length, self.memory.longest, what, "memory_budget_gib has room for ")
+
+    def check_fits(self, row: Row, length: int, what: str = "sample") -> None:
+        """ValueError if the row does not fit into a forward pass; where memory says how long that
+        is, the longest is looked at when it is known what trains."""
+        budget = self.args.max_tokens_per_microbatch
+        if budget != "auto":
+            check_length(row, length, budget, what)
+        elif length > self._longest[1]:
+            self._longest = row, length, what
 
     @property
     def tracker(self) -> Tracker:

@@ -144,12 +144,12 @@ class PolicyRolloutTrainer(Trainer):
         """Optimiser steps that a window lasts."""
         return self.args.steps_per_window * self.args.num_iterations
 
-    def choose_trained(self) -> None:
+    def choose_trained(self, device: torch.device | None = None) -> None:
         if self.args.beta and not self.args.use_peft:
             backend = self.model.attention_backend or "auto"
             frozen = copy.deepcopy(self.model.model).requires_grad_(False)
             self.reference = ForestModel(frozen, self.processor, attention_backend=backend).eval()
-        super().choose_trained()
+        super().choose_trained(device)
 
     # ---- one step ---------------------------------------------------------------------------
 

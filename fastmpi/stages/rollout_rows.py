@@ -8,7 +8,7 @@ import numpy as np
 
 from fastmpi.data.batch import outline
 from fastmpi.data.prompts import render
-from fastmpi.stages.rows import check_length, policy_of
+from fastmpi.stages.rows import policy_of
 from fastmpi.stages.step import outline_bytes
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def _check_prompt(
         trainer.outlines.get(index, lambda: outline(prompt), outline_bytes)
     length = len(prompt.ids)
     longest = length + trainer.args.max_completion_length
-    budget = trainer.args.max_tokens_per_microbatch
-    check_length(row, longest, budget, "prompt with max_completion_length")
+    trainer.check_fits(row, longest, "prompt with max_completion_length")
     return length
 
 

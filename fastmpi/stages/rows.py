@@ -77,12 +77,18 @@ def policies_digest(policies: Mapping[str, Policy] | None) -> str:
     return hashlib.sha256(repr(texts).encode()).hexdigest()
 
 
-def check_length(row: Row, length: int, budget: int, what: str = "sample") -> None:
-    """ValueError if the row does not fit into a forward pass."""
+def check_length(
+    row: Row,
+    length: int,
+    budget: int,
+    what: str = "sample",
+    setting: str = "max_tokens_per_microbatch = ",
+) -> None:
+    """ValueError if the row does not fit into a forward pass. setting: where `budget` is from."""
     if length > budget:
         raise ValueError(
             f"row {row['id']!r}: its {what} has {length} tokens, more than "
-            f"max_tokens_per_microbatch = {budget}; samples with images are never truncated"
+            f"{setting}{budget}; samples with images are never truncated"
         )
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastmpi.data.samples import Sample
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.stages.clock import MicrobatchClock
+    from fastmpi.stages.fitting import StepMemory
 
 
 MAX_OUTLINE_BYTES = 2**30
@@ -74,6 +75,7 @@ class OptimizerStep:
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     features: FeatureCache
+    memory: StepMemory
     clock: MicrobatchClock | None = None  # where micro-batches are timed
     outlines: BoundedCache[Prompt]  # of rows, where several processes plan who takes which
     state: TrainState
@@ -157,22 +159,26 @@ class OptimizerStep:
             reduced.wait()
 
     def microbatches(self, samples: Sequence[Sample]) -> list[ForestBatch]:
-        """The samples as forests of at most max_tokens_per_microbatch tokens."""
+        """The samples as forests of at most max_tokens_per_microbatch tokens; "auto": as many as
+        fit into memory."""
         if not samples:
             return []
         budget, share = self.args.max_tokens_per_microbatch, self.args.share_prefix
+        if budget == "auto":
+            return self.memory.cut(samples, self.processor, share=share)
         return microbatches(samples, self.processor, budget, share=share)
 
     def own_cuts(self, outlines: Sequence[Prompt], groups: np.ndarray) -> list[np.ndarray]:
         """This process's micro-batches, as indices into all samples of a step, of which every
         process plans the same: merged tokens are as equal as can be, a group stays on one process,
         and samples that begin alike come together. Some may be empty, so that all have as many."""
+        budget = self.args.max_tokens_per_microbatch
         plan = plan_shares(
             outlines,
             groups,
             self.accelerator.num_processes,
             self.processor,
-            self.args.max_tokens_per_microbatch,
+            self.memory.longest if budget == "auto" else budget,
             share=self.args.share_prefix,
         )
         return plan[self.accelerator.process_index]

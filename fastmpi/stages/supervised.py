@@ -21,7 +21,7 @@ from fastmpi.data.prefetch import Prefetcher
 from fastmpi.data.samples import Sample
 from fastmpi.stages.loop import Trainer
 from fastmpi.stages.objectives import NextTokenLoss
-from fastmpi.stages.rows import Row, Rows, check_length, shuffled
+from fastmpi.stages.rows import Row, Rows, shuffled
 from fastmpi.stages.step import StepInput, outline_bytes
 
 if TYPE_CHECKING:
@@ -49,14 +49,11 @@ class SupervisedTrainer(Trainer):
     def check(self) -> None:
         self._samples: BoundedCache[Sample] = BoundedCache(MAX_SAMPLE_BYTES)
         for index in range(len(self.rows)):
-            self._check_length(self.rows[index], self._sample(index))
+            self.check_fits(self.rows[index], len(self._sample(index).ids))
             if self.accelerator.num_processes > 1:
                 self._outline(index)
         for row in self.eval_rows or []:
-            self._check_length(row, self.sample(row))
-
-    def _check_length(self, row: Row, sample: Sample) -> None:
-        check_length(row, len(sample.ids), self.args.max_tokens_per_microbatch)
+            self.check_fits(row, len(self.sample(row).ids))
 
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """The loss over all tokens of all rows, as in training."""

@@ -151,9 +151,10 @@ def test_killed_while_a_stage_is_removed(trained, tmp_path, files, monkeypatch):
     run_recipe(recipe(tmp_path, files, sft={}))
     for name in ("aaa", "zzz"):
         (tmp_path / "run" / "sft" / name).mkdir()
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(chain.shutil, "rmtree", lambda path: (path.rmdir(), 1 / 0))
+    monkeypatch.setattr(chain.shutil, "rmtree", lambda path: (path.rmdir(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
         run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
+    monkeypatch.undo()
     left = {path.name for path in (tmp_path / "run" / "sft").iterdir()}
     assert "stage.json" in left and len(left) == 2
     run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
