@@ -2,12 +2,16 @@
 
 Unlike `concurrent.futures`, a failure stops every process at once: a job that raises, a process
 that dies (out of memory, say) and Ctrl-C all end the whole pool, and the error names the job.
+Where the process that started them is killed, they end too: a job that went on would write into
+the folder of whoever starts it again.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +52,7 @@ class Workers:
     def __init__(self, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._workers = []
-        with _environment(ENVIRONMENT):
+        with _environment(ENVIRONMENT), _interrupts_ignored():
             for _ in range(num_workers):
                 here, there = context.Pipe()
                 process = context.Process(target=_serve, args=(there,), daemon=True)
@@ -116,17 +120,25 @@ def _result(worker: _Worker) -> tuple[str, Any]:
 def _serve(connection: Connection) -> None:
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         try:
             function, arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         result = _attempt(function, arguments)
         try:
             connection.send(result)
         except BrokenPipeError:
             return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any, str]:
@@ -136,6 +148,20 @@ def _attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[s
         return "user", str(error), traceback.format_exc()
     except Exception as error:
         return "bug", f"{type(error).__name__}: {error}", traceback.format_exc()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Children started inside ignore Ctrl-C, which the terminal sends to all of them: the process
+    that started them ends them, and they print nothing. Only the main thread may ask for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -151,10 +151,9 @@ def test_killed_while_a_stage_is_removed(trained, tmp_path, files, monkeypatch):
     run_recipe(recipe(tmp_path, files, sft={}))
     for name in ("aaa", "zzz"):
         (tmp_path / "run" / "sft" / name).mkdir()
-    monkeypatch.setattr(chain.shutil, "rmtree", lambda path: (path.rmdir(), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(chain.shutil, "rmtree", lambda path: (path.rmdir(), 1 / 0))
         run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)
-    monkeypatch.undo()
     left = {path.name for path in (tmp_path / "run" / "sft").iterdir()}
     assert "stage.json" in left and len(left) == 2
     run_recipe(recipe(tmp_path, files, sft={}), overwrite=True)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
 import pytest
 
@@ -38,3 +43,42 @@ def test_results_and_failures_by_name():
             collect(workers)
     assert not any(process.is_alive() for process in processes)
     assert dict(os.environ) == before
+
+
+PROGRAM = """
+import os, time
+from fastmpi.stages.workers import Workers
+
+def nap():
+    time.sleep(300)
+
+if __name__ == "__main__":
+    try:
+        with Workers(1) as workers:
+            workers.submit("name", os.getpid, {})
+            while "name" in workers.running:
+                print(*workers.collect(60).values(), flush=True)
+            workers.submit("job", nap, {})
+            while True:
+                workers.collect(60)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_workers_end_with_what_started_them(tmp_path, sent, code):
+    """Even where it is killed in the middle of their job; and Ctrl-C, which the terminal sends to
+    all of them, leaves no traceback of theirs."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert int(process.stdout.readline()) != process.pid
+    time.sleep(0.5)  # the job has begun
+    (process.send_signal if sent == signal.SIGKILL else partial(os.killpg, process.pid))(sent)
+    # A worker that lives on would hold these pipes open.
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "")
