@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmpi.ops import decode_cpu
+from fastmpi.ops import decode_cpu, decode_triton
+from fastmpi.ops.decode_triton import PART_TOKENS
 from fastmpi.ops.tensor_checks import check_device, check_shape
 from fastmpi.reference.decode_attention import Segment
 from fastmpi.reference.decode_attention import decode_attention as reference_decode_attention
 
 __all__ = ["BACKENDS", "PART_TOKENS", "DecodePlan", "DecodeShape", "Segment", "decode_attention"]
 
-PART_TOKENS = 512
-_MODULES: dict[str, ModuleType] = {"cpu": decode_cpu}
+_MODULES: dict[str, ModuleType] = {"triton": decode_triton, "cpu": decode_cpu}
 BACKENDS = (*_MODULES, "reference")
 
 
@@ -60,10 +60,10 @@ class DecodeShape:
 class DecodePlan:
     """Which segments each slot reads, as one backend needs it. At first there are none.
 
-    backend: "cpu", "reference" (any device), or None for the fastest that can take the shape.
-    max_parts: room for partial results, of which each slot has one for every `PART_TOKENS` of each
-    of its segments, begun ones too; "cpu" and "reference" need none. `ValueError` for a backend
-    that is unknown or cannot run here.
+    backend: "triton" (CUDA), "cpu", "reference" (any device), or None for the fastest that can take
+    the shape. max_parts: room for partial results of "triton", of which each slot has one for every
+    `PART_TOKENS` of each of its segments, begun ones too; others need none. `ValueError` for a
+    backend that is unknown or cannot run here.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ def decode_attention(
 def default_backend(shape: DecodeShape) -> str:
     """The one that serves `shape`: "triton" on CUDA, "cpu" on the CPU, else "reference"."""
     name = {"cuda": "triton", "cpu": "cpu"}.get(shape.device.type, "reference")
-    if name == "reference" or name not in _MODULES or _MODULES[name].refusal(shape):
+    if name == "reference" or _MODULES[name].refusal(shape):
         return "reference"
     return name
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastmpi.ops.decode_attention import DecodePlan, DecodeShape, Segment, decode_attention
 from fastmpi.ops.forest_attention import forest_attention
 from fastmpi.ops.group_advantage import group_advantage
 from fastmpi.ops.patch_embed import patch_embed
@@ -23,6 +24,13 @@ def attention(ones: Callable[..., torch.Tensor], ids: torch.Tensor) -> torch.Ten
     return forest_attention(q, q, q, ids.int() + 4, backend="triton")
 
 
+def decode(ones: Callable[..., torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    q, pool, own = ones(4, 1, 16), ones(1, 8, 16), ones(1, 4, 2, 16)
+    plan = DecodePlan(DecodeShape(4, 1, 1, 16, q.dtype, q.device), backend="triton", max_parts=4)
+    plan.update([Segment(0, 8, [0, 1, 2, 3])])
+    return decode_attention(q, pool, pool, own, own, ids.int() + 1, plan)
+
+
 def loss(ones: Callable[..., torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
     logprob = ones(4).requires_grad_()
     options = {"importance_sampling_level": "sequence", "backend": "triton"}
@@ -33,6 +41,7 @@ def loss(ones: Callable[..., torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
 
 OPS = {
     "forest_attention": attention,
+    "decode_attention": decode,
     "policy_loss": loss,
     "group_advantage": lambda ones, ids: group_advantage(ones(4), ids, backend="triton").mean,
     "patch_embed": lambda ones, ids: patch_embed(
