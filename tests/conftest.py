@@ -50,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Memory that a test had on the GPU goes back: other processes test there too."""
+    if "gpu" in item.keywords and _gpu():
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_folder(family)`: the folder of a tiny random model, made once a session."""
