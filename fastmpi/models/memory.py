@@ -20,7 +20,6 @@ The formulas of the "triton" backend follow from its code; they were not measure
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from fastmpi.models.sizes import BatchShape, Precision, TextShape, Training
 from fastmpi.reference.token_logprob import CHUNK_LOGITS
 
 KERNEL_CHUNK_BYTES = 704 * 2**20  # of logits, in the kernels over the head
-_FIRST_CAPACITY = 32  # tokens that a response's cache begins with; it doubles
 
 
 @dataclass(frozen=True)
@@ -151,51 +149,41 @@ def head_bytes(
 
 @dataclass(frozen=True)
 class RolloutMemory:
-    """Bytes of the responses of one wave. shared: keys and values where each prompt is held once
-    and what prompts begin with once for all; unshared: a copy for each response. prompts: of
-    `shared`, those of the prompts. reading: the prompts' forward pass. decoding: a step's scores,
-    logits and probabilities."""
+    """Bytes of the built-in engine. shared: its keys and values, where each prompt is held once and
+    what prompts begin with once for all; unshared: a copy for each response. reading: the prompts'
+    forward pass. decoding: a step's scores, logits and probabilities."""
 
     shared: int
     unshared: int
-    prompts: int
     reading: int
     decoding: int
 
     @property
     def peak(self) -> int:
-        return max(self.prompts + self.reading, self.shared + self.decoding)
+        return self.shared + max(self.reading, self.decoding)
 
 
 def rollout_memory(
     text: TextShape,
     precision: Precision,
     *,
-    forest_rows: int,
-    held_rows: int,
+    held_tokens: int,
+    read_tokens: int,
     prompt_lengths: Sequence[int],
     response_tokens: int,
 ) -> RolloutMemory:
-    """prompt_lengths: of the prompt of each response. forest_rows: of the distinct prompts, merged;
-    held_rows: of them with what is copied for speed."""
+    """held_tokens: that the engine has room for. read_tokens: of prompts, in one forward pass.
+    prompt_lengths: of the prompt of each response that is written at the same time."""
     responses = len(prompt_lengths)
     token = text.key_value_bytes(precision)
-    own = responses * capacity(response_tokens)
     row = 4 * text.wide * precision.compute + 4 * text.hidden * precision.weights
     seen = max(prompt_lengths) + response_tokens
-    # scores and weights of a layer; logits twice, probabilities and their sums in float64
+    # scores and weights of a layer; logits and the weights of tokens
     attention = 2 * responses * text.heads * seen * precision.logits
-    sampling = responses * text.vocabulary * (2 * precision.logits + 16)
+    sampling = 2 * responses * text.vocabulary * precision.logits
     return RolloutMemory(
-        shared=(held_rows + own) * token,
-        unshared=(sum(prompt_lengths) + own) * token,
-        prompts=held_rows * token,
-        reading=forest_rows * row,
+        shared=held_tokens * token,
+        unshared=(sum(prompt_lengths) + responses * (response_tokens - 1)) * token,
+        reading=read_tokens * row,
         decoding=max(attention, sampling),
     )
-
-
-def capacity(tokens: int) -> int:
-    """Tokens that a response's cache holds: 32, doubled until `tokens` fit."""
-    doublings = math.ceil(math.log2(max(tokens, 1) / _FIRST_CAPACITY))
-    return _FIRST_CAPACITY << max(0, doublings)

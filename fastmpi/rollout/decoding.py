@@ -1,4 +1,7 @@
-"""What a batch of responses has so far, step by step, and which of them still run."""
+"""What the responses of the batch have so far, on the device.
+
+Legend: S slots, B of them in the batch (the first), T most tokens of a response.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +11,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmpi.rollout.engine import Response
 
+class Slots:
+    """Rows of a batch, each with one response; nothing here waits for the device but `take`.
 
-class Decoding:
-    """What B responses have so far; rows of finished ones go on until the next `compact`."""
+    tokens: (S,) the newest token of each. places: (S,) how many of its tokens were read before it.
+    stopped: (S,) whether a stop token came. A slot whose response ended goes on until it is given
+    to another, over its own last places.
+    """
 
-    def __init__(self, random: Tensor, stop_token_ids: Sequence[int]) -> None:
-        self._random = random  # (B, max_tokens)
-        self._stop = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=random.device)
-        self._tokens = torch.zeros_like(random, dtype=torch.int64)
-        self._logprobs = torch.zeros_like(random)
-        self._lengths = random.new_full(random.shape[:1], random.shape[1], dtype=torch.int64)
-        self._finished = torch.zeros_like(self._lengths, dtype=torch.bool)
-        self._rows = torch.arange(len(random), device=random.device)  # responses in the batch
-        self._running = torch.ones_like(self._rows, dtype=torch.bool)
-        self.num_running = len(random)
-        self.num_tokens = 0
+    def __init__(
+        self, num_slots: int, max_tokens: int, stop_token_ids: Sequence[int], device: torch.device
+    ) -> None:
+        self.tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.places = torch.zeros_like(self.tokens)
+        self.stopped = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self._first = torch.zeros_like(self.tokens)  # position of a response's first token
+        self._written = self.tokens.new_zeros(num_slots, max_tokens)
+        self._logprobs = self._written.float()
+        self._random = self._written.double()
+        self._stop = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
+        self._last = max_tokens - 1
 
-    def uniform(self, step: int) -> Tensor:
-        return self._random[self._rows, step]
+    def start(self, slots: Tensor, positions: Tensor, random: np.ndarray) -> Tensor:
+        """New responses in `slots` (K,), random (K, T). Gives what draws their first tokens."""
+        self._random[slots] = torch.from_numpy(random).to(self._random.device)
+        self._first[slots] = positions
+        self.places[slots] = -1
+        self.stopped[slots] = False
+        return self._random[slots, 0]
 
-    def add(self, step: int, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Note one token of each row; returns the tokens."""
-        self._tokens[self._rows, step] = tokens
-        self._logprobs[self._rows, step] = logprobs.to(self._logprobs.dtype)
-        self.num_tokens += self.num_running
-        stopped = self._running & torch.isin(tokens, self._stop)
-        self._lengths[self._rows[stopped]] = step + 1
-        self._finished[self._rows[stopped]] = True
-        self._running &= ~stopped
-        self.num_running = int(self._running.sum())
-        return tokens
+    def started(self, slots: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+        """The first tokens of the responses in `slots`."""
+        self.places[slots] = 0
+        self.tokens[slots] = tokens
+        self._written[slots, 0] = tokens
+        self._logprobs[slots, 0] = logprobs.to(self._logprobs.dtype)
+        self.stopped[slots] = self._stops(tokens)
 
-    @property
-    def any_running(self) -> bool:
-        return self.num_running > 0
+    def positions(self, num_rows: int) -> Tensor:
+        """(3, B) of the newest tokens."""
+        return (self._first[:num_rows] + self.places[:num_rows]).expand(3, -1)
 
-    @property
-    def num_responses(self) -> int:
-        return len(self._lengths)
+    def uniform(self, num_rows: int) -> Tensor:
+        """(B,) the numbers that draw the tokens after the newest."""
+        return self._random[:num_rows].gather(1, self._next(num_rows))[:, 0]
 
-    @property
-    def num_finished(self) -> int:
-        return self.num_responses - self.num_running
+    def add(self, tokens: Tensor, logprobs: Tensor) -> None:
+        """One token more for each of the B rows."""
+        count = len(tokens)
+        index = self._next(count)
+        self.tokens[:count] = tokens
+        self._written[:count].scatter_(1, index, tokens[:, None])
+        logprobs = logprobs.to(self._logprobs.dtype)
+        self._logprobs[:count].scatter_(1, index, logprobs[:, None])
+        self.stopped[:count] |= self._stops(tokens)
+        # a row that ended writes its last place again and again
+        self.places[:count] = index[:, 0].clamp(max=max(self._last - 1, 0))
 
-    @property
-    def share_finished(self) -> float:
-        return 1 - self.num_running / len(self._rows)
+    def _next(self, num_rows: int) -> Tensor:
+        return self.places[:num_rows, None] + 1
 
-    def compact(self) -> Tensor:
-        """Forget rows of finished responses; returns the rows that stay."""
-        kept = self._running.nonzero()[:, 0]
-        self._rows = self._rows[kept]
-        self._running = self._running[kept]
-        return kept
+    def _stops(self, tokens: Tensor) -> Tensor:
+        return (tokens[:, None] == self._stop).any(-1)
 
-    def responses(self) -> list[Response]:
-        """Numpy copies, cut to their lengths. `ValueError` if the logits were not finite."""
-        tokens, logprobs = self._tokens.cpu().numpy(), self._logprobs.float().cpu().numpy()
-        lengths, finished = self._lengths.tolist(), self._finished.tolist()
-        made = [
-            Response(tokens[b, :length].copy(), logprobs[b, :length].copy(), finished[b])
-            for b, length in enumerate(lengths)
-        ]
-        if not all(np.isfinite(response.logprobs).all() for response in made):
-            raise ValueError("the model's logits are not finite: its weights have diverged")
-        return made
+    def take(self, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and log-probs of `slots`, (K, T) each, as far as they are written.
+
+        These slots go on from their first place, so that they see little until they are given away.
+        """
+        rows = list(slots)
+        self.places[rows] = 0
+        return self._written[rows].cpu().numpy(), self._logprobs[rows].cpu().numpy()
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """The responses of slots `sources` go to the slots `targets`."""
+        for values in (
+            self.tokens,
+            self.places,
+            self.stopped,
+            self._first,
+            self._written,
+            self._logprobs,
+            self._random,
+        ):
+            values[list(targets)] = values[list(sources)]

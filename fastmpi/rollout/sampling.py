@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fastmpi.reference.token_logprob import score_dtype, shaped_logits
 
+_PIECE = 256  # tokens
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -74,14 +76,28 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 
-def invert_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) the first token whose cumulative probability exceeds `uniform` (B,) float64 in [0, 1).
+def invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) the first token whose cumulative share of `weights` (B, V) exceeds `uniform` (B,)
+    float64 in [0, 1).
 
-    A token of probability 0 adds nothing to the sum before it, so it is never the first.
+    A token of weight 0 adds nothing to the sum before it, so it is never the first. The sums of
+    pieces of the vocabulary are searched first, so that only one piece is summed token by token.
     """
-    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
-    points = uniform[:, None] * cumulative[:, -1:]  # rounds to less than the total, as uniform < 1
-    return torch.searchsorted(cumulative, points, right=True)[:, 0]
+    size = weights.shape[-1]
+    whole = size // _PIECE * _PIECE
+    sums = weights[:, :whole].unflatten(-1, (-1, _PIECE)).sum(-1) if whole else weights[:, :0]
+    sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], -1).double()
+    ends = sums.cumsum(-1)
+    points = uniform[:, None] * ends[:, -1:]  # rounds to less than the total, as uniform < 1
+    piece = torch.searchsorted(ends, points, right=True).clamp_(max=sums.shape[-1] - 1)
+    index = piece * _PIECE + torch.arange(_PIECE, device=weights.device)
+    inside = weights.gather(-1, index.clamp(max=size - 1)).double()
+    inside = inside.masked_fill_(index >= size, 0).cumsum(-1)
+    points = points - (ends - sums).gather(-1, piece)
+    # the sum of a piece was rounded: its own tokens end where they end
+    below = inside[:, -1:].nextafter(torch.zeros_like(points))
+    place = torch.searchsorted(inside, points.clamp(min=0).minimum(below), right=True)
+    return (piece * _PIECE + place)[:, 0].clamp(max=size - 1)  # NaN: see ContinuousBatch
 
 
 class Sampler:
@@ -112,10 +128,16 @@ class Sampler:
         """Tokens (B,) and their log-probs (B,) from hidden states (B, H) and uniforms (B,)."""
         params = self._params
         logits = shaped_logits(self._product(hidden), params.temperature or 1.0, self._softcap)
-        allowed = logits.index_fill(-1, self._forbidden, -torch.inf)
-        tokens = allowed.argmax(-1) if params.temperature == 0 else self._draw(allowed, uniform)
+        forbidden = logits[:, self._forbidden].logsumexp(-1)
+        logits = logits.index_fill_(-1, self._forbidden, -torch.inf)
+        greatest, likeliest = logits.max(-1, keepdim=True)
+        weights = (logits - greatest).exp_()  # the one pass of exponentials
+        allowed = greatest[:, 0] + weights.sum(-1).log()
+        tokens = (
+            likeliest[:, 0] if params.temperature == 0 else self._draw(logits, weights, uniform)
+        )
         chosen = logits.gather(-1, tokens[:, None])[:, 0]
-        return tokens, chosen - logits.logsumexp(-1)
+        return tokens, chosen - torch.logaddexp(allowed, forbidden)
 
     def _product(self, hidden: Tensor) -> Tensor:
         """(B, V) logits, in float32 at least."""
@@ -125,9 +147,11 @@ class Sampler:
                 return torch.mm(hidden, self._head.T, out_dtype=torch.float32)
             return hidden @ self._head.T
 
-    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
         if self._params.top_k:
             logits = keep_top_k(logits, self._params.top_k)
         if self._params.top_p < 1:
             logits = keep_top_p(logits, self._params.top_p)
-        return invert_cdf(logits, uniform).clamp(max=logits.shape[-1] - 1)  # NaN: see NativeEngine
+        if self._params.top_k or self._params.top_p < 1:
+            weights = weights.masked_fill(logits == -torch.inf, 0)
+        return invert_cdf(weights, uniform)

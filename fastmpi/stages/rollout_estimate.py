@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastmpi.data.batch import ForestBatch
 from fastmpi.data.samples import Prompt
 from fastmpi.models.flops import visible_pairs
 from fastmpi.models.memory import RolloutMemory, rollout_memory
 from fastmpi.models.sizes import Precision, TextShape
-from fastmpi.rollout.cache import shelves
 from fastmpi.rollout.native import NativeEngine
-from fastmpi.rollout.trunks import find_trunks
+from fastmpi.rollout.plan import make_plan
+from fastmpi.rollout.segments import lay_out, make_requests
 
 if TYPE_CHECKING:
     from fastmpi.models.forest_model import ForestModel
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RolloutEstimate:
     """One window of responses. prompt_tokens: of all prompts; merged_prompt_tokens: of the forest
-    that they are read as. responses, tokens: of a window. memory: of its largest wave."""
+    that they are read as. responses, tokens: of a window. memory: of the built-in engine."""
 
     prompt_tokens: int
     merged_prompt_tokens: int
@@ -51,7 +49,7 @@ def rollout_estimate(
         merged_prompt_tokens=batch.num_tokens,
         responses=responses,
         tokens=responses * response_tokens,
-        memory=_wave(asked, model, text, precision, response_tokens),
+        memory=_memory(asked, model, text, precision, args),
     )
     lengths = sum(len(prompt.ids) * count for prompt, count in asked)
     flops = _sampling_flops(batch, text, model.head.numel(), responses, lengths, response_tokens)
@@ -70,46 +68,31 @@ def _sampling_flops(
     return float(linears + attention + 2.0 * tokens * head)
 
 
-def _wave(
+def _memory(
     asked: Sequence[tuple[Prompt, int]],
     model: ForestModel,
     text: TextShape,
     precision: Precision,
-    response_tokens: int,
+    args: Any,
 ) -> RolloutMemory:
-    """Memory of as many of the prompts as the built-in engine samples together."""
+    """Memory of the built-in engine, which makes room for the longest responses."""
     engine = NativeEngine(model)
-    wave: list[tuple[Prompt, int]] = []
-    tokens = responses = 0
-    for prompt, count in asked:
-        tokens, responses = tokens + len(prompt.ids), responses + count
-        full = tokens > engine.max_prompt_tokens or responses > engine.max_responses
-        if wave and full:
-            break
-        wave.append((prompt, count))
-    batch = ForestBatch.from_prompts([prompt for prompt, _ in wave], model.processor)
-    ends = batch.offsets[1:].tolist()
-    paths = np.split(batch.flat_index.numpy(), ends[:-1])
+    requests = make_requests(*zip(*asked, strict=True))
+    requests = lay_out(requests, model.processor, engine.min_shared_tokens)
+    plan = make_plan(
+        requests,
+        args.max_completion_length,
+        max_responses=engine.max_responses,
+        num_tokens=None,
+        token_bytes=text.key_value_bytes(precision),
+    )
+    lengths = [len(request.prompt.ids) for request in requests for _ in request.members]
+    segments = {segment for request in requests for segment in request.segments}
     return rollout_memory(
         text,
         precision,
-        forest_rows=batch.num_tokens,
-        held_rows=held_rows(paths, engine.min_shared_tokens),
-        prompt_lengths=[len(prompt.ids) for prompt, count in wave for _ in range(count)],
-        response_tokens=response_tokens,
+        held_tokens=plan.num_tokens,
+        read_tokens=min(sum(segment.length for segment in segments), engine.max_prompt_tokens),
+        prompt_lengths=lengths[: plan.num_slots],
+        response_tokens=args.max_completion_length,
     )
-
-
-def held_rows(paths: Sequence[np.ndarray], min_shared_tokens: int) -> int:
-    """Rows of keys and values that the engine keeps of prompts whose paths through their forest are
-    `paths`: trunks once, and each prompt's own part padded to its shelf."""
-    trunks = find_trunks(paths, min_shared_tokens)
-    distinct = {path.tobytes(): number for number, path in enumerate(paths)}
-    own = {number: len(paths[number]) for number in distinct.values()}
-    for trunk in trunks:
-        for number in trunk.prompts:
-            if number in own:
-                own[number] -= len(trunk.rows)
-    lengths = sorted(own.values())
-    padded = sum((stop - start) * lengths[stop - 1] for start, stop in shelves(lengths))
-    return padded + sum(len(trunk.rows) for trunk in trunks)

@@ -14,7 +14,7 @@ from fastmpi.data.batch import ForestBatch
 from fastmpi.data.processor import Processor
 from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.models.memory import capacity, rollout_memory, update_memory
+from fastmpi.models.memory import rollout_memory, update_memory
 from fastmpi.models.sizes import BatchShape, Precision, TextShape, Training
 from fastmpi.models.tiny import tiny_config, tiny_tokenizer
 from fastmpi.ops.token_logprob import token_loss
@@ -135,18 +135,14 @@ def test_a_rollout_holds_what_the_formula_says(tiny_folder):
     said = rollout_memory(
         TextShape.of(model.base.config),
         Precision.of(torch.float32),
-        forest_rows=600,
-        held_rows=600,
+        held_tokens=600 + 48 * 63,
+        read_tokens=600,
         prompt_lengths=[400] * 48,
         response_tokens=64,
     )
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert weights + said.peak == pytest.approx(count.peak, rel=TOLERANCE)
     assert said.unshared - said.shared == (400 * 48 - 600) * 2 * 64 * 4 * 4
-
-
-def test_a_cache_doubles():
-    assert [capacity(n) for n in (1, 32, 33, 64, 65, 256, 257)] == [32, 32, 64, 64, 128, 256, 512]
 
 
 def test_numbers_by_hand():

@@ -1,119 +1,112 @@
-"""The decoding cache against plain attention over each response's whole path."""
+"""The decoding cache: what is written is read, and a step sees its path and its own tokens."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fastmpi.models.attention import AttentionPattern
-from fastmpi.rollout.cache import DecodeCache, PromptRecorder, SharedShelf, Shelf, shelves
+from fastmpi.models.sizes import TextShape
+from fastmpi.rollout.cache import DecodeCache, count_parts
+from fastmpi.rollout.pool import KeyValuePool
+from fastmpi.rollout.segments import Request, Segment
 
-LENGTHS = [3, 4, 9, 10, 30]
-OWNERS = [[0, 0, 0, 1], [0, 0, 1, 1], [0]]  # of the shelves (3, 4), (9, 10) and (30)
-# Trunks above them, level by level: their lengths, and the responses below each.
-TRUNKS = [([7, 9], [[0, 1, 2, 5], [4, 8]]), ([3], [[0, 5]])]
-HEADS, KV_HEADS, DIM, SCALE = 6, 2, 4, 0.7
-
-
-@pytest.mark.parametrize(
-    ("lengths", "ranges"),
-    [
-        (LENGTHS, [(0, 2), (2, 4), (4, 5)]),
-        ([10, 15], [(0, 2)]),
-        ([10, 16], [(0, 1), (1, 2)]),
-        ([5], [(0, 1)]),
-        ([], []),
-    ],
+TEXT = TextShape(layers=2, hidden=24, query=24, key=8, heads=6, wide=32, vocabulary=10)
+SLOTS, CAPACITY, HEADS, DIM, SCALE = 5, 4, 2, 4, 0.7
+LAYER = 1
+# A trunk above two prompts, and a prompt alone; the first is padded.
+TRUNK, FIRST, SECOND, ALONE = (
+    Segment(7, 7, 0, start=5),
+    Segment(2, 3, 1, start=12),
+    Segment(3, 3, 1, start=15),
+    Segment(3, 3, 0, start=0),
 )
-def test_shelves_hold_prompts_of_similar_length(lengths, ranges):
-    assert list(shelves(lengths)) == ranges
-
-
-class _Attention(AttentionPattern):
-    def attend(self, layer_idx, q, k, v, scale):
-        return q.transpose(1, 2)
+PATHS = [[TRUNK, FIRST], [TRUNK, FIRST], [TRUNK, SECOND], [TRUNK, SECOND], [ALONE]]
 
 
 class _Responses:
-    """Keys and values of every response's path, kept whole beside the cache under test."""
+    """Every response's keys and values, kept whole beside the cache under test."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64, trunks: list = []) -> None:  # noqa: B006
+    def __init__(self, paths: list[list[Segment]], dtype: torch.dtype = torch.float64) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.dtype = dtype
-        starts = torch.tensor([0, *LENGTHS]).cumsum(0)
-        key, value = (self.random(1, KV_HEADS, sum(LENGTHS), DIM) for _ in "kv")
-        self.shelves, self.paths = [], []
-        for (start, stop), owner in zip(shelves(LENGTHS), OWNERS, strict=True):
-            lengths = torch.tensor(LENGTHS[start:stop])
-            within = torch.arange(int(lengths.max())).minimum(lengths[:, None] - 1)
-            rows = starts[start:stop, None] + within
-            self.shelves.append(Shelf(rows, lengths, torch.tensor(owner)))
-            spans = [(starts[start + p], starts[start + p + 1]) for p in owner]
-            self.paths += [[key[0, :, a:b], value[0, :, a:b]] for a, b in spans]
-        query = self.random(1, HEADS, sum(LENGTHS), DIM)
-        PromptRecorder(_Attention(), self.shelves).attend(0, query, key, value, SCALE)
-        self.cache = DecodeCache(self.shelves, [self.shared(*level) for level in trunks])
-
-    def shared(self, lengths: list[int], below: list[list[int]]) -> SharedShelf:
-        """One level of trunks, which its responses' paths get too."""
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        key, value = (self.random(1, KV_HEADS, sum(lengths), DIM) for _ in "kv")
-        within = torch.arange(max(lengths)).minimum(torch.tensor(lengths)[:, None] - 1)
-        owner = [trunk for trunk, rows in enumerate(below) for _ in rows]
-        shelf = Shelf(starts[:-1, None] + within, torch.tensor(lengths), torch.tensor(owner))
-        PromptRecorder(_Attention(), [shelf]).attend(0, key, key, value, SCALE)
-        rows = [row for of_trunk in below for row in of_trunk]
-        for trunk, row in zip(owner, rows, strict=True):
-            span = slice(starts[trunk], starts[trunk + 1])
-            path = self.paths[row]
-            path[0] = torch.cat([key[0, :, span], path[0]], 1)
-            path[1] = torch.cat([value[0, :, span], path[1]], 1)
-        return SharedShelf(shelf, torch.tensor(rows))
+        self.dtype, self.paths = dtype, paths
+        pool = KeyValuePool(TEXT, SLOTS * CAPACITY + 20, dtype, torch.device("cpu"))
+        self.cache = DecodeCache(pool, 6, SLOTS, CAPACITY, 2)
+        self.held = {}
+        for segment in (TRUNK, FIRST, SECOND, ALONE):
+            self.held[segment] = [self.random(HEADS, segment.length, DIM) for _ in "kv"]
+            pool.storage[LAYER, :, :, SLOTS * CAPACITY + segment.start :][..., :3, :] = torch.nan
+            self.cache.write(LAYER, segment, *self.held[segment])
+        self.own = [[self.random(HEADS, 0, DIM) for _ in "kv"] for _ in paths]
+        self.seat()
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=self.dtype, generator=self.generator)
 
+    def seat(self) -> None:
+        rows: dict[Segment, list[int]] = {}
+        for row, path in enumerate(self.paths):
+            for segment in path:
+                rows.setdefault(segment, []).append(row)
+        self.cache.seat(rows, len(self.paths))
+
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One token more for everyone: what the cache says, and plain attention."""
         rows = len(self.paths)
-        q = self.random(rows, HEADS, 1, DIM)
-        k, v = (self.random(rows, KV_HEADS, 1, DIM) for _ in "kv")
-        got = self.cache.attend(0, q, k, v, SCALE)
-        self.cache.advance()
-        for path, new_key, new_value in zip(self.paths, k, v, strict=True):
-            path[0], path[1] = torch.cat([path[0], new_key], 1), torch.cat([path[1], new_value], 1)
-        wanted = [self.attention(query, *path) for query, path in zip(q, self.paths, strict=True)]
+        q = self.random(rows, 6, 1, DIM)
+        k, v = (self.random(rows, HEADS, 1, DIM) for _ in "kv")
+        self.cache.begin(torch.tensor([own[0].shape[1] for own in self.own]))
+        got = self.cache.attend(LAYER, q, k, v, SCALE)
+        wanted = []
+        for row, path in enumerate(self.paths):
+            new = [torch.cat([x, y[row]], 1) for x, y in zip(self.own[row], (k, v), strict=True)]
+            self.own[row] = new
+            whole = [torch.cat([*(self.held[s][i] for s in path), new[i]], 1) for i in (0, 1)]
+            keys, values = (x.repeat_interleave(3, 0) for x in whole)
+            wanted.append(((q[row] @ keys.mT * SCALE).softmax(-1) @ values).transpose(0, 1))
         return got, torch.stack(wanted)
 
-    def attention(self, q, k, v):
-        k, v = (x.repeat_interleave(HEADS // KV_HEADS, 0) for x in (k, v))
-        return ((q @ k.mT * SCALE).softmax(-1) @ v).transpose(0, 1)
-
-    def keep(self, rows: list[int]) -> None:
-        self.cache.keep(torch.tensor(rows))
-        self.paths = [self.paths[row] for row in rows]
+    def restart(self, row: int) -> None:
+        self.own[row] = [self.random(HEADS, 0, DIM) for _ in "kv"]
 
 
-@pytest.mark.parametrize("trunks", [[], TRUNKS])
-def test_steps_equal_plain_attention(trunks):
-    responses = _Responses(trunks=trunks)
-    for _ in range(70):  # beyond the first buffers, twice
+def test_segments_are_read_as_they_were_written():
+    responses = _Responses(PATHS)
+    for segment, (keys, values) in responses.held.items():
+        read = responses.cache.read(LAYER, segment)
+        assert torch.equal(read[0], keys) and torch.equal(read[1], values)
+
+
+def test_steps_equal_plain_attention():
+    responses = _Responses(PATHS)
+    for step in range(CAPACITY):
+        torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
+        if step == 1:
+            responses.restart(3)  # its slot was given to another
+            responses.paths[3] = [ALONE]
+            responses.seat()
+
+
+def test_responses_that_move_keep_their_tokens():
+    responses = _Responses(PATHS)
+    for _ in range(2):
+        responses.step()
+    responses.cache.move([3, 4], [2, 0], 2)
+    keep = [4, 1, 3]
+    responses.own = [responses.own[row] for row in keep]
+    responses.paths = [responses.paths[row] for row in keep]
+    responses.seat()
+    for _ in range(2):
         torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("trunks", [[], TRUNKS])
-def test_steps_equal_plain_attention_as_responses_finish(trunks):
-    responses = _Responses(trunks=trunks)
-    for left in ([0, 1, 3, 4, 5, 6, 7, 8], [0, 2, 3, 4, 5, 6, 7], [1, 4, 6], [0, 2], [1]):
-        torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
-        responses.keep(left)
-        torch.testing.assert_close(*responses.step(), rtol=0, atol=1e-13)
-    assert len(responses.paths) == 1
-
-
-@pytest.mark.parametrize("trunks", [[], TRUNKS])
-def test_low_precision_keeps_its_dtype(trunks):
-    responses = _Responses(torch.bfloat16, trunks)
-    got, wanted = responses.step()
+def test_low_precision_keeps_its_dtype():
+    got, wanted = _Responses(PATHS, torch.bfloat16).step()
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(("lengths", "parts"), [([1], 1), ([512], 1), ([513, 5], 3)])
+def test_partial_results(lengths, parts):
+    segments = tuple(Segment(length, length, 0) for length in lengths)
+    short = Request(None, [], (Segment(1, 1, 0),))
+    assert count_parts([short, Request(None, [], segments)]) == parts

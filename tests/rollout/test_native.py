@@ -10,11 +10,14 @@ import torch
 
 from fastmpi.data.batch import ForestBatch
 from fastmpi.data.samples import Prompt, Sample
+from fastmpi.models.sizes import TextShape
 from fastmpi.ops.token_logprob import token_logprob
+from fastmpi.rollout import native
 from fastmpi.rollout.engine import Response
 from fastmpi.rollout.native import NativeEngine
-from fastmpi.rollout.prefill import prefill
-from fastmpi.rollout.sampling import SamplingParams
+from fastmpi.rollout.pool import token_bytes
+from fastmpi.rollout.sampling import Sampler, SamplingParams
+from fastmpi.rollout.segments import lay_out, make_requests
 
 SAMPLE = SamplingParams(max_tokens=12, temperature=1.3, seed=5, stop_token_ids=())
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -114,16 +117,124 @@ def test_a_response_does_not_depend_on_its_company(qwen, example_prompts):
         assert _same(reversed_[5 - index][1], together[index][1])
 
 
-def test_waves_change_nothing(qwen, example_prompts):
+def _all_same(first: list[list[Response]], second: list[list[Response]]) -> bool:
+    pairs = zip(sum(first, []), sum(second, []), strict=True)
+    return all(_same(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("stop", [(), tuple(range(40, 90))])
+def test_limits_change_nothing(qwen, example_prompts, stop):
+    prompts = example_prompts(qwen)
+    params = replace(SAMPLE, stop_token_ids=stop)
+    whole = NativeEngine(qwen).generate(prompts, 3, params)
+    assert len({len(response.ids) for response in sum(whole, [])}) > 3 or not stop
+    for limits in (
+        {"max_responses": 7},
+        {"max_responses": 1},
+        {"max_prompt_tokens": 1},
+        {"max_responses": 4, "min_shared_tokens": 4},
+        *({"memory_gib": gib(qwen, n), "min_shared_tokens": 4} for n in (75, 90, 130, 200, 10**4)),
+    ):
+        assert _all_same(whole, NativeEngine(qwen, **limits).generate(prompts, 3, params)), limits
+
+
+def test_the_order_of_prompts_changes_nothing(qwen, example_prompts):
     prompts = example_prompts(qwen)
     whole = NativeEngine(qwen).generate(prompts, 3, SAMPLE)
-    for limits in ({"max_responses": 7}, {"max_prompt_tokens": 1}):
-        parts = NativeEngine(qwen, **limits).generate(prompts, 3, SAMPLE)
-        assert all(
-            _same(a, b)
-            for x, y in zip(whole, parts, strict=True)
-            for a, b in zip(x, y, strict=True)
-        )
+    order = [4, 2, 0, 5, 1, 3]
+    engine = NativeEngine(qwen, memory_gib=gib(qwen, 150), min_shared_tokens=4)
+    mixed = engine.generate([prompts[i] for i in order], 3, SAMPLE, streams=order)
+    assert _all_same([whole[i] for i in order], mixed)
+
+
+def gib(model, num_tokens: int) -> float:
+    """The memory of so many tokens' keys and values."""
+    text = TextShape.of(model.base.config)
+    return num_tokens * token_bytes(text, model.dtype) / 2**30
+
+
+def test_a_stated_memory_is_allocated_once_and_never_exceeded(qwen, example_prompts, monkeypatch):
+    prompts = example_prompts(qwen)
+    made = []
+    pool = native.KeyValuePool
+    monkeypatch.setattr(
+        native, "KeyValuePool", lambda *arguments: made.append(pool(*arguments)) or made[-1]
+    )
+    engine = NativeEngine(qwen, memory_gib=gib(qwen, 130.5))
+    for some in (prompts, prompts[:2], prompts):
+        engine.generate(some, 2, SAMPLE)
+    assert len(made) == 1 and made[0].num_tokens == 130
+    held = [tensor for tensor in vars(made[0]).values() if isinstance(tensor, torch.Tensor)]
+    assert sum(tensor.nbytes for tensor in held) == made[0].nbytes <= engine.memory_gib * 2**30
+    free = NativeEngine(qwen)
+    free.generate(prompts, 2, SAMPLE)
+    free.generate(prompts, 2, SAMPLE)
+    assert len(made) == 3  # without a bound nothing is kept
+
+
+def test_memory_is_made_anew_for_another_precision(load_tiny, example_prompts):
+    model = load_tiny("qwen2_5_vl", torch.float32)
+    prompts = example_prompts(model)[:2]
+    engine = NativeEngine(model, memory_gib=gib(model, 200))
+    before = engine.generate(prompts, 2, SAMPLE)
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.generate(prompts, 2, SAMPLE)
+    assert _all_same(before, engine.generate(prompts, 2, SAMPLE))
+
+
+def test_a_prompt_that_does_not_fit_says_what_it_needs(qwen, example_prompts):
+    prompts = example_prompts(qwen)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    engine = NativeEngine(qwen, memory_gib=gib(qwen, longest + 10))
+    message = rf"rollout_memory_gib: a prompt of {longest} tokens and a response of 12 need"
+    with pytest.raises(ValueError, match=message):
+        engine.generate(prompts, 2, SAMPLE)
+    with pytest.raises(ValueError, match="memory_gib must be above 0, got 0"):
+        NativeEngine(qwen, memory_gib=0)
+
+
+def test_what_prompts_share_is_read_once_however_small_the_memory(qwen, example_prompts):
+    prompts = example_prompts(qwen)
+    seen = []
+    hidden = qwen.hidden
+    qwen.hidden = lambda batch, *rest: seen.append(batch.num_tokens) or hidden(batch, *rest)
+    try:
+        engine = NativeEngine(qwen, max_responses=2, min_shared_tokens=4)
+        engine.generate(prompts, 2, SAMPLE)
+    finally:
+        del qwen.hidden
+    requests = lay_out(make_requests(prompts, [1] * 6), qwen.processor, 4)
+    distinct = {segment for request in requests for segment in request.segments}
+    assert len(seen) > 2 and sum(seen) == sum(segment.length for segment in distinct)
+
+
+def test_one_token_each(qwen, example_prompts):
+    prompts = example_prompts(qwen)
+    whole = NativeEngine(qwen).generate(prompts, 3, SAMPLE)
+    engine = NativeEngine(qwen, max_responses=4)
+    for before, after in zip(
+        sum(whole, []),
+        sum(engine.generate(prompts, 3, replace(SAMPLE, max_tokens=1)), []),
+        strict=True,
+    ):
+        assert after.ids.tolist() == before.ids[:1].tolist() and not after.finished
+
+
+def test_weights_are_the_models_own(load_tiny, example_prompts):
+    """Nothing of the model's size is copied, and an update is seen at once."""
+    model = load_tiny("qwen2_5_vl", torch.float32)
+    prompts = example_prompts(model)[:2]
+    engine = NativeEngine(model, memory_gib=gib(model, 200))
+    before = engine.generate(prompts, 2, SAMPLE)
+    changed = load_tiny("qwen2_5_vl", torch.float32)
+    for ours, theirs in zip(model.parameters(), changed.parameters(), strict=True):
+        noise = 0.05 * torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+        ours.data.add_(noise), theirs.data.add_(noise)
+    after = engine.generate(prompts, 2, SAMPLE)
+    assert _all_same(after, NativeEngine(changed).generate(prompts, 2, SAMPLE))
+    assert not _all_same(before, after)
+    sampler = Sampler(SAMPLE, model.head, None, ())
+    assert sampler._head.data_ptr() == model.head.data_ptr()
 
 
 def test_equal_prompts_are_prefilled_once_and_keep_their_streams(qwen, example_prompts):
@@ -159,12 +270,8 @@ def test_sharing_between_prompts_changes_nothing(qwen, example_prompts):
     for ours, theirs in zip(shared, plain, strict=True):
         assert all(map(_same, ours, theirs))
     batch = ForestBatch.from_prompts(prompts, qwen.processor)
-    with torch.inference_mode():
-        images = [image for prompt in prompts for image in prompt.images]
-        features = qwen.encode_images(images)
-        read = prefill(qwen, prompts, [1] * len(prompts), features, min_shared_tokens=1)
-    shelves = [*read.cache._shelves, *(shared.shelf for shared in read.cache._shared)]
-    held = sum(int((~shelf._padding).sum()) for shelf in shelves)
+    requests = lay_out(make_requests(prompts, [1] * len(prompts)), qwen.processor, 1)
+    held = sum(segment.length for segment in {s for r in requests for s in r.segments})
     # a prompt's last token is its own, also where another prompt goes on after it
     assert batch.num_tokens <= held <= batch.num_tokens + len(prompts)
 
@@ -239,7 +346,7 @@ def test_features_can_be_handed_over(qwen, example_prompts, monkeypatch):
     monkeypatch.setattr(qwen, "encode_images", lambda images: pytest.fail("encoded again"))
     engine = NativeEngine(qwen, features=lambda images: asked.extend(images) or encode(images))
     given = engine.generate(prompts, 1, SAMPLE)
-    assert len(asked) == 6
+    assert len(asked) == 2  # each picture once
     assert all(_same(a[0], b[0]) for a, b in zip(wanted, given, strict=True))
 
 

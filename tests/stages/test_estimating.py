@@ -16,7 +16,6 @@ from fastmpi.recipe import Recipe
 from fastmpi.stages.chain import build_trainer
 from fastmpi.stages.estimating import estimate_stage, recipe_data
 from fastmpi.stages.measuring import _FixedLength
-from fastmpi.stages.rollout_estimate import held_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from allocations import Allocations  # noqa: E402
@@ -155,11 +154,3 @@ def test_a_skeleton_has_no_weights(tiny_folder, tmp_path):
     assert all(parameter.is_meta for parameter in model.parameters())
     with pytest.raises(ValueError, match="no model folder"):
         skeleton(tmp_path / "none")
-
-
-def test_rows_that_an_engine_holds():
-    # 80 rows that both begin with, 20 and 30 of their own; the shorter is padded to the longer
-    paths = [np.arange(100), np.concatenate([np.arange(80), np.arange(100, 130)])]
-    assert held_rows(paths, 64) == 80 + 2 * 30
-    assert held_rows(paths, 200) == 2 * 110
-    assert held_rows([paths[0], paths[0]], 200) == 100
