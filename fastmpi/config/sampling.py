@@ -52,9 +52,14 @@ class SamplingConfig(TrainingConfig):
     vllm_enable_sleep_mode: bool = False
     """vLLM in this process gives its memory back during the update."""
 
+    async_generate: bool = False
+    """Sample the next window while the model trains on this one, by the weights from before (one
+    window off-policy; ms-swift's name). Keeps a copy of what trains, or takes a vLLM server."""
+
     vllm_importance_sampling_correction: bool = True
-    """Multiply the loss of policy-free responses by the ratio of training's probability to vLLM's;
-    costs one more forward pass where windows last one step. Policy-aware ones never are."""
+    """Where vLLM samples, or async_generate: multiply the loss of policy-free responses by the
+    ratio of training's probability before the update to the sampler's; costs one more forward pass
+    where windows last one step. Policy-aware ones never are."""
 
     vllm_importance_sampling_mode: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
@@ -78,15 +83,22 @@ class SamplingConfig(TrainingConfig):
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.use_vllm:
             self._check_vllm()
+        if self.corrects_sampling:
+            self._check_importance_sampling()
 
     @property
     def corrects_sampling(self) -> bool:
         """Whether policy-free responses carry importance weights."""
-        return self.use_vllm and self.vllm_importance_sampling_correction
+        return (self.use_vllm or self.async_generate) and self.vllm_importance_sampling_correction
 
     def _check_vllm(self) -> None:
         if self.vllm_mode == "server" and not self.vllm_server_base_url:
             raise ValueError("vllm_mode: server needs vllm_server_base_url")
+        if self.vllm_mode == "colocate" and self.async_generate:
+            raise ValueError(
+                "async_generate: vLLM in this process cannot sample during the update, when it may "
+                "be asleep; take vllm_mode: server, or use_vllm: false"
+            )
         if not 0.01 <= self.temperature <= 2:
             raise ValueError(f"use_vllm: temperature must be in [0.01, 2], not {self.temperature}")
         if self.temperature != 1 and (self.top_p < 1 or self.top_k):
@@ -99,8 +111,6 @@ class SamplingConfig(TrainingConfig):
                 f"vllm_gpu_memory_utilization must be in (0, 1], not "
                 f"{self.vllm_gpu_memory_utilization}"
             )
-        if self.vllm_importance_sampling_correction:
-            self._check_importance_sampling()
 
     def _check_importance_sampling(self) -> None:
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max

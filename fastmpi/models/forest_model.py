@@ -246,7 +246,9 @@ class ForestModel(nn.Module):
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recomputes each layer in the backward pass of training mode instead of storing it."""
         if enabled:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+            # There is no dropout; and setting random generators back would undo a thread's draws.
+            how = {"use_reentrant": False, "preserve_rng_state": False}
+            self.base.gradient_checkpointing_enable(how)
         else:
             self.base.gradient_checkpointing_disable()
 

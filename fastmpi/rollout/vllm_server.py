@@ -82,6 +82,7 @@ class VLLMServerEngine:
         self.weights_dir = Path(weights_dir).resolve()
         self.logprobs_mode = logprobs_mode(temperature)
         self.is_main, self.wait = is_main, wait
+        self._check: Callable[[], None] = lambda: None
         self._written = 0
         self._wait_for_server(timeout)
         self._check_server()
@@ -107,6 +108,12 @@ class VLLMServerEngine:
                 )
         self.wait()
 
+    def checking(self, check: Callable[[], None]) -> VLLMServerEngine:
+        """Itself, calling `check` before every request from here on; what that raises ends
+        `generate`, after the requests that are on their way."""
+        self._check = check
+        return self
+
     def sleep(self) -> None:
         """Nothing: the server's memory is its own."""
 
@@ -126,6 +133,7 @@ class VLLMServerEngine:
         encoded = self._encoded(prompts)
 
         def ask(request: Request) -> Response:
+            self._check()
             return self._response(request, params, encoded)
 
         with ThreadPoolExecutor(min(_CONCURRENT, len(requests))) as threads:

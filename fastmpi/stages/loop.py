@@ -139,6 +139,9 @@ class Trainer(OptimizerStep, ABC):
     def close(self) -> None:
         """Ends what prepares steps ahead."""
 
+    def settle(self) -> None:  # noqa: B027
+        """Waits for what runs beside the steps, if anything does; called before evaluations."""
+
     @abstractmethod
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """How well the model does on rows that it does not train on."""
@@ -380,6 +383,7 @@ class Trainer(OptimizerStep, ABC):
         at = self.state.global_step
         if not self.args.eval_steps or (at % self.args.eval_steps and at != self.total_steps):
             return
+        self.settle()
         self.model.eval()
         metrics: dict[str, float] = {}
         if self.eval_rows is not None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastmpi.stages.chain import build_trainer
 from fastmpi.stages.estimating import sized
+from fastmpi.stages.model_engines import TrainedModel
 from fastmpi.stages.rl import PolicyRolloutTrainer
-from fastmpi.stages.rollouts import TrainedModel
 from fastmpi.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _short(config: Any, folder: Path, trust_remote_code: bool) -> Any:
     }
     if hasattr(config, "dynamic_sampling"):
         changes |= {
+            "async_generate": False,
             "dynamic_sampling": False,
             "mask_truncated_completions": False,
             "log_completions": False,

@@ -42,7 +42,7 @@ from fastmpi.stages.rollout_metrics import (
     importance_metrics,
 )
 from fastmpi.stages.rollout_rows import check_rows
-from fastmpi.stages.rollouts import sample_window, sampling
+from fastmpi.stages.rollouts import Rollouts
 from fastmpi.stages.rows import Rows
 from fastmpi.stages.sampler import WindowSampler
 from fastmpi.stages.scoring import importance, with_advantages, with_logprobs
@@ -87,6 +87,7 @@ class PolicyRolloutTrainer(Trainer):
         self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
         self.engine = engine
         self.vllm = VLLMRollouts(self)
+        self.rollouts = Rollouts(self)
         self.reference: ForestModel | None = None
         self.window: Window | None = None
         self.steps_done = 0  # of the window
@@ -112,6 +113,11 @@ class PolicyRolloutTrainer(Trainer):
             )
         if self.args.use_vllm and self.engine is None:
             self.vllm.check()
+        if self.args.async_generate and self.engine is not None:
+            raise ValueError(
+                "async_generate samples with a copy of the model or with a vLLM server; the engine "
+                "given here may read weights that the update is changing"
+            )
         self.sampler = self._make_sampler()
         if self.sampler.batches_per_epoch == 0:
             raise ValueError(
@@ -207,7 +213,7 @@ class PolicyRolloutTrainer(Trainer):
     def next_window(self, metrics: dict[str, float]) -> Window | None:
         """Samples and scores until the window is full; None where dynamic sampling cannot fill it.
         Adds what there is to log to `metrics`."""
-        kept = sample_window(self, metrics)
+        kept = self.rollouts.next(metrics)
         if kept is None:
             return None
         began = time.perf_counter()
@@ -232,26 +238,33 @@ class PolicyRolloutTrainer(Trainer):
 
     # ---- logs and checkpoints ---------------------------------------------------------------
 
+    def settle(self) -> None:
+        self.rollouts.settle()
+
     def eval_metrics(self, rows: Rows) -> dict[str, float]:
         """Rewards of one policy-free response to each row, sampled as in training."""
-        with sampling(self) as engine:
+        with self.rollouts.engine() as engine:
             window = self.sampler.one_each(engine, list(rows), self.state)
         parts = {f"rewards/{n}/mean": float(v.nanmean()) for n, v in window.parts.items()}
         lengths = {"completions/mean_length": float(window.lengths.double().mean())}
         return {"reward": float(window.rewards.mean()), **parts, **lengths}
 
     def close(self) -> None:
+        self.rollouts.close()
         self.sampler.close()
         self.vllm.close()
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {"batches_drawn": torch.tensor(self.sampler.batches_drawn)}
+        ahead, tensors = self.rollouts.state_dict()
+        tensors["batches_drawn"] = torch.tensor(self.sampler.batches_drawn)
         if self.window is None or self.steps_done == self.steps_of_window:
-            return {"steps_done": None}, tensors
-        return {"steps_done": self.steps_done}, {**tensors, **self.window.tensors()}
+            return {"steps_done": None, "ahead": ahead}, tensors
+        values = {"steps_done": self.steps_done, "ahead": ahead}
+        return values, {**tensors, **self.window.tensors()}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.sampler.batches_drawn = int(tensors.pop("batches_drawn"))
+        self.rollouts.load_state_dict(values.get("ahead"), tensors)
         self.window = None
         if values["steps_done"] is not None:
             self.steps_done = int(values["steps_done"])

@@ -1,73 +1,231 @@
-"""A window's responses, sampled and rewarded by the model that is trained, by vLLM, or by an engine
-that the caller gave."""
+"""Windows of responses, sampled and rewarded by the model that is trained, by vLLM, or by an engine
+that the caller gave; with `async_generate` each beside the updates on the window before it.
+
+Window t + 1 is then sampled by the weights as they were before the first update on window t. What
+is sampled does not depend on when: a thread samples with weights that stand still, and whoever
+could see it half-done (an evaluation, a checkpoint) waits for it first. A checkpoint holds the
+window, so that a resumed run samples no other. Unusual: the thread asks no other process anything.
+Batches of several processes are joined, and with dynamic sampling refilled, on the main thread.
+
+The ratio that is clipped stays the one to the weights at the start of the window's own updates, not
+to those that sampled it: a bound on the update is no bound on staleness. The difference between the
+two is an importance weight outside of the clipping, truncated, for policy-free responses alone
+(`importance.py`). That is decoupled PPO (arXiv 2110.00641; arXiv 2505.24298, Eq. 5), and what TRL's
+`vllm_importance_sampling_correction` and verl's rollout correction with three policies do.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastmpi.rollout.native import NativeEngine
+from torch import Tensor
+
+from fastmpi.rollout.vllm_server import VLLMServerEngine
+from fastmpi.stages.background import BackgroundJob
+from fastmpi.stages.model_engines import ModelCopy, TrainedModel
 from fastmpi.stages.profiling import region
 from fastmpi.stages.rollout_metrics import rollout_metrics
+from fastmpi.stages.shares import lazy_prompts
+from fastmpi.stages.window import Window
 
 if TYPE_CHECKING:
-    from fastmpi.rollout.engine import Engine, Response
+    from fastmpi.rollout.engine import Engine
     from fastmpi.stages.rl import PolicyRolloutTrainer
-    from fastmpi.stages.window import Window
+    from fastmpi.stages.step import TrainState
+
+# Makes an engine that calls the function given to it often; what that raises ends the sampling.
+EngineMaker = Callable[[Callable[[], None]], "Engine"]
+_AHEAD = "ahead."  # begins the names of a checkpoint's tensors of the next window
 
 
-def sample_window(trainer: PolicyRolloutTrainer, metrics: dict[str, float]) -> Window | None:
-    """Samples until the window is full; None where dynamic sampling cannot fill it, and `state`
-    then says why the run ends. Adds what there is to log to `metrics`."""
-    began, sampler = time.perf_counter(), trainer.sampler
-    waited = sampler.ahead.waited_s
-    with region("rollout"), sampling(trainer) as engine:
-        sampled, kept, batches = sampler.fill(engine, trainer.state)
-    saved = trainer.policy_tokens[sampled.rows.numpy()]
-    metrics |= rollout_metrics(sampled, trainer.args.group_size, trainer.accuracy, saved)
-    metrics |= sampler.custom_metrics
-    metrics["perf/gen_s"] = time.perf_counter() - began
-    metrics["perf/data_wait_s"] = sampler.ahead.waited_s - waited
-    if trainer.args.use_vllm:
-        metrics["perf/sync_s"] = trainer.vllm.sync_s
-    if trainer.args.dynamic_sampling:
-        metrics["sampling/batches"] = float(batches)
-    return kept if _all_full(trainer, kept, batches) else None
+@dataclass(frozen=True)
+class Sampled:
+    """A window without log-probs. kept: the groups to train on, fewer than a window's where dynamic
+    sampling found no more. batches: of rows, drawn for it. metrics: what there is to log.
+    step: how many optimiser steps had been taken by the weights that sampled it."""
+
+    kept: Window
+    batches: int
+    metrics: dict[str, float]
+    step: int
 
 
-def _all_full(trainer: PolicyRolloutTrainer, kept: Window, batches: int) -> bool:
-    """Whether the window is full; else says in `state` why the run ends."""
-    wanted = trainer.sampler.rows_per_batch
-    found = len(kept) // trainer.args.group_size
-    if found < wanted:
-        low, high = trainer.args.dynamic_sampling_range
-        trainer.state.stopped = (
-            f"dynamic sampling found {found} of {wanted} groups with a mean {trainer.accuracy} in "
-            f"({low}, {high}) among {batches} batches of rows (max_resample_batches); the rest is "
-            "solved, or out of reach"
-        )
-    return found >= wanted
+@dataclass(frozen=True)
+class OwnBatches:
+    """What the thread has sampled, of this process alone. seconds: it took. waited_s: of these, for
+    the rows."""
+
+    windows: list[Window]
+    seconds: float
+    waited_s: float
 
 
-@contextmanager
-def sampling(trainer: PolicyRolloutTrainer) -> Iterator[Engine]:
-    """The engine, with the model's weights of now."""
-    if trainer.engine is None and trainer.args.use_vllm:
-        with trainer.vllm.awake() as engine:
-            yield engine
-    else:
-        yield trainer.engine or TrainedModel(trainer)
+@dataclass(frozen=True)
+class InFlight:
+    """A window that is being sampled. make_engine, state: for batches that are needed after it."""
+
+    job: BackgroundJob[OwnBatches]
+    make_engine: EngineMaker
+    state: TrainState
+    metrics: dict[str, float]
 
 
-class TrainedModel(NativeEngine):
-    """The engine by default: the model itself, with the precision and the features of training."""
+class Rollouts:
+    """Samples the windows of a trainer one after the other."""
 
     def __init__(self, trainer: PolicyRolloutTrainer) -> None:
-        super().__init__(trainer.model, features=trainer.features.of)
-        self._precision = trainer.precision
+        self.trainer = trainer
+        self._in_flight: InFlight | None = None
+        self._ready: Sampled | None = None  # the next window, if it has been waited for already
+        self._copy: ModelCopy | None = None
 
-    def generate(self, *args: Any, **kwargs: Any) -> list[list[Response]]:
-        with self._precision():
-            return super().generate(*args, **kwargs)
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """Samples with the model's weights of now; waits for the window in flight first."""
+        self.settle()
+        trainer = self.trainer
+        if trainer.engine is None and trainer.args.use_vllm:
+            with trainer.vllm.awake() as engine:
+                yield engine
+        else:
+            yield trainer.engine or TrainedModel(trainer)
+
+    def next(self, metrics: dict[str, float]) -> Window | None:
+        """The next window; None where dynamic sampling cannot fill it, and `state` then says why
+        the run ends. Adds what there is to log to `metrics`. Begins the window after it, if this
+        is to overlap and another one will be needed."""
+        began = time.perf_counter()
+        self.settle()
+        if self.trainer.args.async_generate:
+            metrics["perf/gen_wait_s"] = time.perf_counter() - began
+        found, self._ready = self._ready or self._sample(), None
+        metrics |= found.metrics
+        metrics["rollout/off_policy_steps"] = float(self.trainer.state.global_step - found.step)
+        if not self._is_full(found):
+            return None
+        self._begin()
+        return found.kept
+
+    def settle(self) -> None:
+        """Waits for the window in flight, if there is one; what went wrong is raised here."""
+        flight, self._in_flight = self._in_flight, None
+        if flight is None:
+            return
+        sampler = self.trainer.sampler
+        own = flight.job.result()
+        began, waited = time.perf_counter(), sampler.ahead.waited_s
+        with region("rollout"):
+            engine = flight.make_engine(lambda: None)
+            filled = sampler.fill(engine, flight.state, own.windows)
+        took = own.seconds + time.perf_counter() - began
+        waited_s = own.waited_s + sampler.ahead.waited_s - waited
+        found = self._sampled(*filled, flight.state.global_step, took, waited_s)
+        self._ready = replace(found, metrics=found.metrics | flight.metrics)
+
+    def close(self) -> None:
+        """Ends the thread; what it was sampling is dropped, and so is the copy of the model."""
+        flight, self._in_flight, self._copy = self._in_flight, None, None
+        if flight is not None:
+            flight.job.cancel()
+
+    # ---- sampling ---------------------------------------------------------------------------
+
+    def _sample(self) -> Sampled:
+        """The next window, now."""
+        sampler, state = self.trainer.sampler, self.trainer.state
+        began, waited = time.perf_counter(), sampler.ahead.waited_s
+        with region("rollout"), self.engine() as engine:
+            filled = sampler.fill(engine, state)
+        waited_s = sampler.ahead.waited_s - waited
+        found = self._sampled(*filled, state.global_step, time.perf_counter() - began, waited_s)
+        if self.trainer.args.use_vllm:
+            found.metrics["perf/sync_s"] = self.trainer.vllm.sync_s
+        return found
+
+    def _begin(self) -> None:
+        """Begins the window after this one, if it may overlap and the run is to use it."""
+        trainer = self.trainer
+        ends = trainer.state.global_step + trainer.steps_of_window >= trainer.total_steps
+        if ends or not trainer.args.async_generate:
+            return
+        metrics: dict[str, float] = {}
+        make_engine = self._engine_maker(metrics)
+        state = replace(trainer.state)  # reward functions see it as it is now
+
+        def work(check: Callable[[], None]) -> OwnBatches:
+            began, waited = time.perf_counter(), trainer.sampler.ahead.waited_s
+            with region("rollout"):
+                windows = trainer.sampler.own_batches(make_engine(check), state, check)
+            waited_s = trainer.sampler.ahead.waited_s - waited
+            return OwnBatches(windows, time.perf_counter() - began, waited_s)
+
+        job = BackgroundJob(work, "fastmpi-rollouts")
+        self._in_flight = InFlight(job, make_engine, state, metrics)
+
+    def _engine_maker(self, metrics: dict[str, float]) -> EngineMaker:
+        """Of engines with the model's weights of now, whatever becomes of the model."""
+        if self.trainer.args.use_vllm:
+            server = self.trainer.vllm.synced()
+            assert isinstance(server, VLLMServerEngine)
+            metrics["perf/sync_s"] = self.trainer.vllm.sync_s
+            return server.checking
+        self._copy = self._copy or ModelCopy(self.trainer)
+        self._copy.update()
+        return self._copy.engine
+
+    def _sampled(
+        self,
+        sampled: Window,
+        kept: Window,
+        batches: int,
+        step: int,
+        seconds: float,
+        waited_s: float,
+    ) -> Sampled:
+        trainer, args = self.trainer, self.trainer.args
+        saved = trainer.policy_tokens[sampled.rows.numpy()]
+        metrics = rollout_metrics(sampled, args.group_size, trainer.accuracy, saved)
+        metrics |= trainer.sampler.custom_metrics
+        metrics["perf/gen_s"] = seconds
+        metrics["perf/data_wait_s"] = waited_s
+        if args.dynamic_sampling:
+            metrics["sampling/batches"] = float(batches)
+        return Sampled(kept, batches, metrics, step)
+
+    def _is_full(self, found: Sampled) -> bool:
+        """Whether the window is full; else says in `state` why the run ends."""
+        trainer, wanted = self.trainer, self.trainer.sampler.rows_per_batch
+        groups = len(found.kept) // trainer.args.group_size
+        if groups < wanted:
+            low, high = trainer.args.dynamic_sampling_range
+            trainer.state.stopped = (
+                f"dynamic sampling found {groups} of {wanted} groups with a mean "
+                f"{trainer.accuracy} in ({low}, {high}) among {found.batches} batches of rows "
+                "(max_resample_batches); the rest is solved, or out of reach"
+            )
+        return groups >= wanted
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """The next window, waited for, as JSON values and tensors; None if it was not begun."""
+        self.settle()
+        if self._ready is None:
+            return None, {}
+        found = self._ready
+        values = {"batches": found.batches, "metrics": found.metrics, "step": found.step}
+        return values, {_AHEAD + name: t for name, t in found.kept.tensors().items()}
+
+    def load_state_dict(self, values: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+        """Undo `state_dict`; takes its tensors out of `tensors`."""
+        self._ready = None
+        own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_AHEAD)}
+        if values is None:
+            return
+        own = {name.removeprefix(_AHEAD): values for name, values in own.items()}
+        prompts = lazy_prompts(own["rows"].tolist(), self.trainer.prompt)
+        self._ready = Sampled(Window.from_tensors(own, prompts), **values)

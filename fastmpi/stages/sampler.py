@@ -84,19 +84,43 @@ class WindowSampler:
         """Whole batches of an epoch; rows that are left over wait for the next shuffle."""
         return len(self.rows) // self.rows_per_batch
 
-    def fill(self, engine: Engine, trainer_state: Any) -> tuple[Window, Window, int]:
+    def fill(
+        self, engine: Engine, trainer_state: Any, own: Sequence[Window] = ()
+    ) -> tuple[Window, Window, int]:
         """(everything sampled, the groups to train on, batches drawn), of all processes together,
         which draw equally many batches. Fewer groups than a window holds if max_resample_batches
-        did not give enough."""
+        did not give enough. own: `own_batches`, sampled before."""
         sampled: list[Window] = []
         kept: list[Window] = []
-        wanted = self.rows_per_batch * self.args.group_size
-        while not sampled or (
-            sum(map(len, kept)) < wanted and len(sampled) < self.args.max_resample_batches
-        ):
-            sampled.append(self.of_all(self.batch(engine, trainer_state)))
+        while self._needs_more(kept):
+            ready = len(sampled) < len(own)
+            batch = own[len(sampled)] if ready else self.batch(engine, trainer_state)
+            sampled.append(self.of_all(batch))
             kept.append(self._informative(sampled[-1]))
-        return Window.join(sampled), Window.join(kept).part(0, wanted), len(sampled)
+        return Window.join(sampled), Window.join(kept).part(0, self._wanted), len(sampled)
+
+    def own_batches(
+        self, engine: Engine, trainer_state: Any, check: Callable[[], None] = lambda: None
+    ) -> list[Window]:
+        """The batches of a window that can be sampled without asking the other processes: all of
+        them where there is no other, else the first. check: called before each."""
+        sampled: list[Window] = []
+        kept: list[Window] = []
+        while self._needs_more(kept) and (self.size == 1 or not sampled):
+            check()
+            sampled.append(self.batch(engine, trainer_state))
+            kept.append(self._informative(sampled[-1]))
+        return sampled
+
+    def _needs_more(self, kept: Sequence[Window]) -> bool:
+        """Whether a window needs a further batch. kept: what is trained on of each so far."""
+        found, most = sum(map(len, kept)), self.args.max_resample_batches
+        return not kept or (found < self._wanted and len(kept) < most)
+
+    @property
+    def _wanted(self) -> int:
+        """Responses of a window."""
+        return self.rows_per_batch * self.args.group_size
 
     def batch(self, engine: Engine, trainer_state: Any) -> Window:
         """The next batch of rows, their groups sampled and scored."""

@@ -47,6 +47,14 @@ class VLLMRollouts:
     @contextmanager
     def awake(self) -> Iterator[VLLMEngine | VLLMServerEngine]:
         """Inside, the engine has the model's weights of now."""
+        engine = self.synced()
+        try:
+            yield engine
+        finally:
+            engine.sleep()
+
+    def synced(self) -> VLLMEngine | VLLMServerEngine:
+        """The engine, awake and with the model's weights of now."""
         began = time.perf_counter()
         if self.engine is None:
             self.engine = self._make()
@@ -55,10 +63,7 @@ class VLLMRollouts:
             self.engine.sync(self.trainer.model)
             self._synced_at = step
         self.sync_s = time.perf_counter() - began
-        try:
-            yield self.engine
-        finally:
-            self.engine.sleep()
+        return self.engine
 
     def close(self) -> None:
         """Lets go of vLLM and its memory: what comes after the stage needs it."""
