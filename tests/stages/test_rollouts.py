@@ -19,6 +19,7 @@ from test_resume import assert_same, curves, straight_and_killed  # noqa: E402
 
 from fastmpi.config import PolicyRolloutConfig  # noqa: E402
 from fastmpi.rollout.native import NativeEngine  # noqa: E402
+from fastmpi.stages.model_engines import ModelCopy  # noqa: E402
 from fastmpi.tracking import read_metrics  # noqa: E402
 
 BEHIND = "rollout/off_policy_steps"
@@ -207,18 +208,15 @@ def test_what_interrupts_the_update_ends_the_thread(world) -> None:
     """While it samples: after a few tokens it hears of it."""
     trainer = world.trainer("rl", max_steps=4, max_completion_length=64, **ASYNC)
     tokens: list[int] = []
-    make = NativeEngine._sampler
+    engine = ModelCopy.engine
 
-    def slow(self: Any, params: Any) -> Any:
-        sampler = make(self, params)
+    def slow(self: ModelCopy, check: Callable[[], None]) -> Any:
+        def after_a_token() -> None:
+            tokens.append(1)
+            time.sleep(0.05)
+            check()
 
-        def sample(*args: Any) -> Any:
-            if threading.current_thread().name == "fastmpi-rollouts":
-                tokens.append(1)
-                time.sleep(0.05)
-            return sampler(*args)
-
-        return sample
+        return engine(self, after_a_token)
 
     def interrupted(step: Any) -> Any:
         while not tokens:
@@ -227,7 +225,7 @@ def test_what_interrupts_the_update_ends_the_thread(world) -> None:
 
     trainer.optimizer_step = interrupted
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(NativeEngine, "_sampler", slow)
+        patch.setattr(ModelCopy, "engine", slow)
         trainer.train()
     assert len(tokens) < 10
 
