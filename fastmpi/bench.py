@@ -12,6 +12,7 @@ BENCHES = {
     "policy_head": "log-probs, policy-gradient loss and its gradient from hidden states",
     "token_logprob": "log-probs alone, and the loss of supervised stages",
     "forest_attention": "attention over a prefix forest, forward and backward",
+    "decode_attention": "one new token each of responses below shared prompts",
     "group_advantage": "group-relative advantages with the loss on log-probs",
     "images": "decoded pictures to patches, on the CPU",
     "positions": "3-D positions of a batch, on the CPU",

@@ -13,7 +13,7 @@
 #
 #   LIMIT=570 TESTS_LIMIT=350 BENCHES= SANITIZER=0 ...                      install and tests
 #   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES="group_advantage policy_head token_logprob" ...
-#   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES="forest_attention update" ...
+#   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES="forest_attention decode_attention update" ...
 #   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES=rollout ...
 #   LIMIT=570 TESTS=0 BENCHES= ...                                          compute-sanitizer
 #
@@ -72,7 +72,7 @@ if [ "${SANITIZER:-1}" = 1 ] && command -v compute-sanitizer >/dev/null; then
 fi
 
 LINES_SHOWN=40
-for bench in ${BENCHES-group_advantage forest_attention policy_head token_logprob update rollout}; do
+for bench in ${BENCHES-group_advantage forest_attention decode_attention policy_head token_logprob update rollout}; do
   runs=${RUNS:-}
   [ "$bench" = rollout ] && runs=${RUNS:-3} # of half a minute each
   step "bench-$bench" 600 "$python" -m fastmpi bench "$bench" --json "$folder/$bench.json" \
