@@ -99,7 +99,7 @@ def case_of(shape: UpdateShape, device: torch.device) -> Case:
     return Case(
         name=shape.name,
         arms=arms,
-        exact=(lambda: exact(inputs())) if shape.exact else None,
+        exact=(lambda: exact(inputs().model, inputs().rollouts)) if shape.exact else None,
         counts=Counts(inputs),
     )
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def run_bench(inputs: BenchInputs) -> dict[str, Any]:
     """Measures what `inputs` asks for and returns the record."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = chosen_cases(inputs, device)
-    runs = inputs.runs or RUNS[device.type]
+    runs = inputs.runs or getattr(_bench(inputs), "RUNS", RUNS)[device.type]
     record = new_record(inputs.name, device, runs)
     if inputs.json is not None and inputs.case is not None:
         record["cases"] = kept_cases(Path(inputs.json), record)
@@ -37,6 +38,8 @@ def run_bench(inputs: BenchInputs) -> dict[str, Any]:
         found = run_case(case, device=device, runs=runs, limits=record["limits"])
         add_case(record, found)
         console.print(case_table(found))
+        if any("parts" in arm for arm in ran(found).values()):
+            console.print(parts_table(found))
         for reason, arms in by_reason(found["missing"]).items():
             console.print(escape(f"not run: {', '.join(arms)} ({reason})"))
         if inputs.json is not None:
@@ -46,12 +49,16 @@ def run_bench(inputs: BenchInputs) -> dict[str, Any]:
 
 def chosen_cases(inputs: BenchInputs, device: torch.device) -> list[Case]:
     """The cases of the bench, or those whose name holds `inputs.case`."""
-    bench = importlib.import_module(f"fastmpi.benchmarks.bench_{inputs.name}")
-    cases: list[Case] = bench.cases(device, inputs.small or device.type == "cpu")
+    cases: list[Case] = _bench(inputs).cases(device, inputs.small or device.type == "cpu")
     if inputs.case is None:
         return cases
     check_case(inputs.case, [case.name for case in cases])
     return [case for case in cases if inputs.case in case.name]
+
+
+def _bench(inputs: BenchInputs) -> ModuleType:
+    """The bench's module: `cases`, and `RUNS` where it takes others than these."""
+    return importlib.import_module(f"fastmpi.benchmarks.bench_{inputs.name}")
 
 
 def _consumed(cases: list[Case]) -> Iterator[Case]:
@@ -69,6 +76,21 @@ def case_table(case: dict[str, Any]) -> Table:
     for row in rows:
         table.add_row(*(row[i] for i in used))
     return table
+
+
+def parts_table(case: dict[str, Any]) -> Table:
+    """What the parts of a run took, in ms, where the arms tell."""
+    timed = {name: arm["parts"] for name, arm in ran(case).items() if "parts" in arm}
+    names = list(dict.fromkeys(name for parts in timed.values() for name in parts))
+    table = Table("ms of", *names, title=escape(case["case"]), title_justify="left")
+    for arm, parts in timed.items():
+        table.add_row(arm, *(_time(parts[n]["ms"]["median"]) if n in parts else "" for n in names))
+    return table
+
+
+def ran(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms that have times."""
+    return {name: arm for name, arm in case["arms"].items() if not isinstance(arm, str)}
 
 
 def by_reason(missing: dict[str, str]) -> dict[str, list[str]]:

@@ -32,7 +32,9 @@ RATIOS = {  # of which times
 ROWS_AT_ONCE = 4096  # of a comparison in float64
 
 Outputs = dict[str, Tensor]
-Run = Callable[[], Outputs]
+Run = Callable[
+    [], Outputs
+]  # may have `parts`: of its last call, name -> {"ms": ..., "cpu_ms": ...}
 
 
 class Unavailable(Exception):
@@ -92,6 +94,9 @@ class Case:
     graphed: frozenset[str] = frozenset()
     """Arms whose runs a CUDA graph can capture: no synchronisation, no shapes from values."""
 
+    warm_ups: int = WARM_UPS
+    """Runs of each arm before it is timed, at least two; long runs need no more."""
+
 
 def run_case(
     case: Case,
@@ -120,6 +125,7 @@ class _Arm:
     graph: Callable[[], Sample] | None = None
     found: dict[str, Any] = field(default_factory=dict)  # measured once
     samples: list[Sample] = field(default_factory=list)
+    parts: list[dict[str, Sample]] = field(default_factory=list)  # of each sample, by name
     lost: str = ""  # why it has no result
 
     def attempt(self, clock: Clock, action: Callable[[], None]) -> None:
@@ -147,7 +153,7 @@ class _Arm:
         errors = judge(case, outputs, exact) if exact is not None else {}
         output_mb = sum(output.nbytes for output in outputs.values()) / 2**20
         del outputs
-        for _ in range(WARM_UPS - 2):
+        for _ in range(case.warm_ups - 2):
             self.run()
         self.found = {"peak_mb": clock.peak_mb(self.run), "output_mb": output_mb, **errors}
 
@@ -164,6 +170,7 @@ class _Arm:
         """One more sample."""
         sample = clock.time(self.run)
         self.samples.append({**sample, **self.graph()} if self.graph is not None else sample)
+        self.parts.append(getattr(self.run, "parts", {}))
 
 
 def judge(case: Case, outputs: Outputs, exact: Outputs) -> dict[str, Any]:
@@ -222,9 +229,14 @@ def _result(case: Case, arms: list[_Arm], limits: Mapping[str, float]) -> dict[s
 
 
 def _described(arm: _Arm, floor: float | None) -> dict[str, Any]:
-    times = {key: spread([sample[key] for sample in arm.samples]) for key in arm.samples[0]}
+    times = _spreads(arm.samples)
+    parts = {name: _spreads([parts[name] for parts in arm.parts]) for name in arm.parts[0]}
     share = None if floor is None else floor / times["ms"]["median"]
-    return {**times, **arm.found, "share": share}
+    return {**times, **arm.found, "share": share, **({"parts": parts} if parts else {})}
+
+
+def _spreads(samples: list[Sample]) -> dict[str, dict[str, float]]:
+    return {key: spread([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def floor_ms(counts: Mapping[str, float], limits: Mapping[str, float]) -> float | None:

@@ -61,7 +61,7 @@ def _backward(inputs: UpdateInputs, part: range, grouper: Any, features: ImageFe
     logprob = logits.float().log_softmax(-1).gather(2, targets.to(device)[..., None])[..., 0]
     scored = mask[:, 1:]
     sequences = torch.tensor(list(part), device=device)[:, None].expand_as(scored)
-    loss = clipped_loss(logprob[scored], sequences[scored], inputs)
+    loss = clipped_loss(logprob[scored], sequences[scored], rollouts)
     loss.backward()
     return loss.detach()
 

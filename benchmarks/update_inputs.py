@@ -81,13 +81,13 @@ def flat_gradient(model: nn.Module) -> Tensor:
     return flat
 
 
-def clipped_loss(logprob: Tensor, sequences: Tensor, inputs: UpdateInputs) -> Tensor:
+def clipped_loss(logprob: Tensor, sequences: Tensor, rollouts: Rollouts) -> Tensor:
     """The token mean of PPO's clipped objective at ratio 1, in plain torch. logprob, sequences:
     (M,), of any part of the samples."""
     ratio = (logprob - logprob.detach()).exp()
-    advantage = inputs.rollouts.advantages.to(logprob.dtype)[sequences]
+    advantage = rollouts.advantages.to(logprob.dtype)[sequences]
     objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-    return -objective.sum() / inputs.rollouts.num_scored_tokens
+    return -objective.sum() / rollouts.num_scored_tokens
 
 
 def stock_copy(model: ForestModel) -> PreTrainedModel:

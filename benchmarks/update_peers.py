@@ -22,6 +22,8 @@ from fastmpi.benchmarks.update_inputs import (
     flat_gradient,
     stock_copy,
 )
+from fastmpi.benchmarks.update_rollouts import Rollouts
+from fastmpi.models.forest_model import ForestModel
 
 PADDING = 0
 
@@ -116,31 +118,29 @@ def _padded(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
     return ids, pad_sequence(ones, batch_first=True, padding_side=side)
 
 
-def exact(inputs: UpdateInputs) -> Outputs:
+def exact(model: ForestModel, rollouts: Rollouts) -> Outputs:
     """Every sample alone through transformers' own model in float64. (Its norms still round to
     float32 inside: differences below 1e-7 mean nothing.)"""
-    model = stock_copy(inputs.model)
-    model = copy.deepcopy(model).double()  # parameters of its own
-    model.gradient_checkpointing_disable()
-    gradient = flat_gradient(model)
-    losses = [_exact_row(model, inputs, s) for s in range(len(inputs.rollouts.samples))]
+    stock = copy.deepcopy(stock_copy(model)).double()  # parameters of its own
+    stock.gradient_checkpointing_disable()
+    gradient = flat_gradient(stock)
+    losses = [_exact_row(stock, model, rollouts, s) for s in range(len(rollouts.samples))]
     return {"gradient": gradient, "loss": torch.stack(losses).sum()}
 
 
-def _exact_row(model: Any, inputs: UpdateInputs, number: int) -> Tensor:
+def _exact_row(stock: Any, model: ForestModel, rollouts: Rollouts, number: int) -> Tensor:
     """Adds one sample's gradient; returns its share of the loss."""
-    rollouts, device = inputs.rollouts, inputs.gradient.device
     sample, response = rollouts.samples[number], rollouts.response(number)
-    ids = torch.from_numpy(sample.ids)[None].to(device)
-    logits = model(
+    ids = torch.from_numpy(sample.ids)[None].to(model.device)
+    logits = stock(
         input_ids=ids,
-        **inputs.model.family.image_inputs(model, sample.images),
-        **inputs.model.family.token_inputs(ids == inputs.model.processor.image_token_id),
+        **model.family.image_inputs(stock, sample.images),
+        **model.family.token_inputs(ids == model.processor.image_token_id),
         use_cache=False,
         logits_to_keep=len(response) + 1,
     ).logits
     targets = ids[0, -len(response) :]
     logprob = logits[0, :-1].log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    loss = clipped_loss(logprob, torch.full_like(targets, number), inputs)
+    loss = clipped_loss(logprob, torch.full_like(targets, number), rollouts)
     loss.backward()
     return loss.detach()

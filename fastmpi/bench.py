@@ -20,13 +20,14 @@ BENCHES = {
     "bins": "costs to bins, as evenly as possible, on the CPU",
     "update": "a model's whole update, with and without merged prefixes",
     "rollout": "responses of a model, with a long policy and without",
+    "step": "whole optimiser steps of stage 3 and stage 1: rollout, scoring and update",
 }
 
 COLUMNS = """Columns: the median of the runs in ms (on CUDA between events, on the CPU by the wall
 clock); their middle three fifths; the arm's time over fastmpi's, paired round by round, with its
-95 % bootstrap interval; the most memory held above what was allocated before (CUDA); the error
-against float64; the least time of the counted work at the device's measured limits, over the arm's
-time (CUDA)."""
+95 % bootstrap interval; the most memory held above what was held before; the error against float64;
+the least time of the counted work at the device's measured limits, over the arm's time (CUDA). Some
+benches have a second table, of the parts of a run."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,7 @@ class BenchInputs(Settings):
     """File for the results; it is complete after each case."""
 
     runs: int | None = None
-    """Timed runs of each arm; by default 30 on CUDA, 10 on the CPU."""
+    """Timed runs of each arm; by default 30 on CUDA, 10 on the CPU, fewer of whole steps."""
 
     case: str | None = None
     """Only the cases whose name holds this text; those that the file has of the others stay."""

@@ -27,10 +27,11 @@ and the device idle before each run; on the CPU in CPU time of the process, sinc
 the machine (wall times are in the files). `ms` is the median of the runs, in brackets the middle
 three fifths. `times ours` is the arm's time over fastmpi's, paired round by round: the median, in
 brackets its 95 % bootstrap interval; above 1, fastmpi is faster. `MiB` is the most that a run held
-above what was allocated before it, with its outputs. `error` is against float64: mean nats of the
-log-probs where a case has them, else relative. A result on a CPU compares arms on that CPU; it says
-nothing of a GPU. There the ops run their references in plain torch, which multiply 16-bit heads in
-float32: slower than an eager head in bfloat16, and four orders of magnitude more exact."""
+above what was allocated before it, with its outputs (on the CPU: resident memory of the process).
+`error` is against float64: mean nats of the log-probs where a case has them, else relative. A
+result on a CPU compares arms on that CPU; it says nothing of a GPU. There the ops run their
+references in plain torch, which multiply 16-bit heads in float32: slower than an eager head in
+bfloat16, and four orders of magnitude more exact."""
 
 
 def main() -> None:
@@ -92,7 +93,8 @@ def bench(record: dict[str, Any]) -> str:
         "| case | arm | ms | times ours | MiB | error |",
         "|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines + [row for case in record["cases"] for row in rows(case)])
+    lines += [row for case in record["cases"] for row in rows(case)]
+    return "\n".join(lines + parts(record["cases"]))
 
 
 def limits(measured: dict[str, float]) -> str:
@@ -115,6 +117,25 @@ def rows(case: dict[str, Any]) -> list[str]:
         f"| {name} | {arm} | {' | '.join(cells(found, case, arm))} |"
         for name, (arm, found) in zip(names, case["arms"].items(), strict=True)
     ]
+
+
+def parts(cases: list[dict[str, Any]]) -> list[str]:
+    """The parts of the arms' runs, where they have some; all cases have the same."""
+    timed = [
+        (case["case"], arm, found["parts"])
+        for case in cases
+        for arm, found in case["arms"].items()
+        if "parts" in found
+    ]
+    if not timed:
+        return []
+    names = list(dict.fromkeys(name for *_, of_arm in timed for name in of_arm))
+    lines = ["", f"| case | arm | {' | '.join(f'{name}, ms' for name in names)} |"]
+    lines.append("|---|---|" + "---|" * len(names))
+    for case, arm, of_arm in timed:
+        times = (spread(part.get("cpu_ms", part["ms"])) for part in of_arm.values())
+        lines.append(f"| {case} | {arm} | {' | '.join(times)} |")
+    return lines
 
 
 def cells(found: dict[str, Any] | str, case: dict[str, Any], arm: str) -> list[str]:

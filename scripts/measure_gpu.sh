@@ -15,6 +15,7 @@
 #   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES="group_advantage policy_head token_logprob" ...
 #   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES="forest_attention decode_attention update" ...
 #   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES=rollout ...
+#   LIMIT=570 TESTS=0 SANITIZER=0 BENCHES=step ...                          and its next case
 #   LIMIT=570 TESTS=0 BENCHES= ...                                          compute-sanitizer
 #
 # Where the tests of an op fail, mend it before its bench: a bench judges errors too, but says less.
@@ -72,7 +73,9 @@ if [ "${SANITIZER:-1}" = 1 ] && command -v compute-sanitizer >/dev/null; then
 fi
 
 LINES_SHOWN=40
-for bench in ${BENCHES-group_advantage forest_attention decode_attention policy_head token_logprob update rollout}; do
+# All but those whose description says that they are about the CPU.
+benches='from fastmpi.bench import BENCHES as b; print(*(n for n in b if not b[n].endswith("CPU")))'
+for bench in ${BENCHES-$("$python" -c "$benches")}; do
   runs=${RUNS:-}
   [ "$bench" = rollout ] && runs=${RUNS:-3} # of half a minute each
   step "bench-$bench" 600 "$python" -m fastmpi bench "$bench" --json "$folder/$bench.json" \

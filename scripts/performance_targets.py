@@ -108,7 +108,32 @@ def peak_ratio(peer: str) -> Callable[[Case], float | None]:
     def value(case: Case) -> float | None:
         ours, theirs = (case["arms"].get(arm) for arm in ("fastmpi", peer))
         ran = isinstance(ours, dict) and isinstance(theirs, dict)
-        return ours["peak_mb"] / theirs["peak_mb"] if ran else None
+        if not ran or ours["peak_mb"] is None or theirs["peak_mb"] is None:
+            return None
+        return ours["peak_mb"] / theirs["peak_mb"]
+
+    return value
+
+
+def least_ratio(start: str, key: str = "ratio") -> Callable[[Case], float | None]:
+    """The least of the times over ours of all arms whose names begin so; None if one has none."""
+
+    def value(case: Case) -> float | None:
+        names = [name for name in case["arms"] if name.startswith(start)]
+        found = [median_ratio(name, key)(case) for name in names]
+        known = [ratio for ratio in found if ratio is not None]
+        return min(known) if known and len(known) == len(found) else None
+
+    return value
+
+
+def largest_peak_ratio(start: str) -> Callable[[Case], float | None]:
+    """Our peak memory over that of the arm that holds least, of those whose names begin so."""
+
+    def value(case: Case) -> float | None:
+        found = [peak_ratio(name)(case) for name in case["arms"] if name.startswith(start)]
+        known = [ratio for ratio in found if ratio is not None]
+        return max(known) if known and len(known) == len(found) else None
 
     return value
 
@@ -135,6 +160,7 @@ def best_of_five_ratio(arm: str) -> Callable[[Case], float | None]:
 
 LARGE_HEAD = ("frozen T=16384",)
 BACKWARD = ("forward+backward",)
+RL_STEP, CPT_STEP = (" image=",), (" cpt ",)
 TARGETS = (
     Target("policy_head", "frozen head, T = 16k: at least 1.3 times TRL's chunked op",
            median_ratio("trl"), 1.3, "{:.2f}", about=LARGE_HEAD),
@@ -187,4 +213,20 @@ TARGETS = (
            median_ratio("python_trie"), 30, "{:.0f}", on=CPU, about=("layout, ",)),
     Target("bins", "8,192 items to 64: at least 100 times Karmarkar-Karp in Python",
            median_ratio("karmarkar"), 100, "{:.0f}", on=CPU),
+    Target("step", "a small model, stage 3: at least 2 times TRL's step, with a policy and without",
+           least_ratio("trl", "cpu_ratio"), 2, "{:.2f}", on=CPU, about=RL_STEP),
+    Target("step", "a small model, stage 3: no more memory than TRL's step",
+           largest_peak_ratio("trl"), 1, "{:.2f}", on=CPU, about=RL_STEP, at_most=True),
+    Target("step", "a small model, stage 1 after a 4k policy: at least 4 times packed rows",
+           median_ratio("packed", "cpu_ratio"), 4, "{:.2f}", on=CPU, about=CPT_STEP),
+    Target("step", "a small model, stage 1: no more memory than packed rows",
+           peak_ratio("packed"), 1, "{:.2f}", on=CPU, about=CPT_STEP, at_most=True),
+    Target("step", "Qwen2.5-VL-3B shapes, stage 3: at least 3 times TRL's step, engines in process",
+           least_ratio("trl"), 3, "{:.2f}", about=RL_STEP),
+    Target("step", "Qwen2.5-VL-3B shapes, stage 3: no more memory than TRL's step",
+           largest_peak_ratio("trl"), 1, "{:.2f}", about=RL_STEP, at_most=True),
+    Target("step", "Qwen2.5-VL-3B shapes, stage 1 after a 4k policy: at least 4 times packed rows",
+           median_ratio("packed"), 4, "{:.2f}", about=CPT_STEP),
+    Target("step", "Qwen2.5-VL-3B shapes, stage 1: no more memory than packed rows",
+           peak_ratio("packed"), 1, "{:.2f}", about=CPT_STEP, at_most=True),
 )  # fmt: skip

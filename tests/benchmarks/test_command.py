@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastmpi.bench import BENCHES
+from fastmpi.bench import BENCHES, BenchInputs
 from fastmpi.benchmarks import command, record
 from fastmpi.benchmarks.harness import Case, Unavailable
 from fastmpi.cli import main
@@ -66,7 +66,7 @@ def test_file_has_the_layout_of_the_design(bench, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
     shown = capsys.readouterr().out
     assert "out of memory" in shown and "not run: trl, liger (not installed)" in shown
-    assert "times ours" in shown and "peak MiB" not in shown  # which the CPU does not measure
+    assert "times ours" in shown and "of limit" not in shown  # which the CPU does not measure
 
 
 def test_cases_are_chosen_by_part_of_their_name(bench, tmp_path, capsys):
@@ -137,3 +137,16 @@ def test_file_of_an_interrupted_run_has_the_finished_cases(bench, tmp_path, monk
 def test_commit_is_of_the_checkout_or_the_version(monkeypatch, tmp_path):
     monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
     assert record.commit().startswith("fastmpi ")
+
+
+def test_parts_of_a_run_have_a_table_of_their_own(bench, monkeypatch, capsys):
+    def run():
+        return {"y": torch.ones(2)}
+
+    run.parts = {"rollout": {"ms": 12.0}, "update": {"ms": 34.0}}
+    made = Case("step", {"fastmpi": lambda: run, "trl": absent})
+    stands = SimpleNamespace(cases=lambda *_: [made], RUNS={"cpu": 2, "cuda": 2})
+    monkeypatch.setitem(sys.modules, "fastmpi.benchmarks.bench_update", stands)
+    assert command.run_bench(BenchInputs(name="update"))["runs"] == 2
+    printed = capsys.readouterr().out
+    assert "rollout" in printed and "34" in printed

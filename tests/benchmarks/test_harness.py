@@ -51,6 +51,40 @@ def test_arms_take_turns_forwards_and_backwards():
     assert log[warm_ups:] == (there + there[::-1]) * 2
 
 
+def test_a_case_may_warm_up_less():
+    log: list[str] = []
+    measured({"fastmpi": arm(log=log)}, runs=1, warm_ups=2)
+    assert len(log) == 2 + 1
+
+
+def test_parts_of_runs_stand_beside_their_times():
+    class Run:
+        parts: dict = {}
+        calls = 0
+
+        def __call__(self):
+            self.calls += 1
+            self.parts = {"rollout": {"ms": float(self.calls)}, "update": {"ms": 1.0}}
+            return {"y": torch.ones(1)}
+
+    found = measured({"fastmpi": Run, "a": arm()}, runs=3)["arms"]
+    # the fourth run is the first that is timed
+    assert found["fastmpi"]["parts"]["rollout"]["ms"]["median"] == 5
+    assert "parts" not in found["a"]
+
+
+@pytest.mark.skipif(not timing.CLEAR_REFS.exists(), reason="Linux tells what is resident")
+def test_memory_on_the_cpu_is_that_of_the_run_alone():
+    held = torch.ones(2**23)  # 32 MiB before it
+
+    def run():
+        more = torch.ones(2**24)
+        return {"y": more[:1] + held[:1]}
+
+    found = measured({"fastmpi": lambda: run})["arms"]["fastmpi"]
+    assert found["peak_mb"] == pytest.approx(64, abs=8)
+
+
 def test_errors_are_against_the_exact_outputs():
     off = {"y": torch.tensor([3.0, 4.5])}
     found = measured({"fastmpi": arm(), "a": arm(off)}, exact=lambda: EXACT)["arms"]

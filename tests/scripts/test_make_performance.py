@@ -155,3 +155,41 @@ def test_kernels_alone_stand_beside_the_time(page, tmp_path):
     ] == ("25.0 met")
     row = "3 [3, 3]; kernels 2.5 [2.5, 2.5] | 1.50 [1.50, 1.50]; kernels 25.00 [25.00, 25.00]"
     assert f"|  | eager | {row} | 600 | 1.0e-06 |" in text
+
+
+def step_case(trl: float, blind: float, peaks: tuple[float, float, float]) -> dict:
+    """A case of `step` with two arms of TRL."""
+
+    def arm(cpu_ms: float, peak_mb: float) -> dict:
+        cpu = measured(cpu_ms)["ms"]
+        parts = {"rollout": {"ms": cpu, "cpu_ms": cpu}, "update": {"ms": cpu, "cpu_ms": cpu}}
+        return {**measured(9.0), "cpu_ms": cpu, "peak_mb": peak_mb, "parts": parts}
+
+    times = {"fastmpi": 1.0, "trl": trl, "trl, no policy": blind}
+    return {
+        "case": "small policyrollout image=9 R=5 8+8",
+        "counts": {},
+        "arms": {n: arm(t, peak) for (n, t), peak in zip(times.items(), peaks, strict=True)},
+        "ratio": {},
+        "cpu_ratio": {"trl": ratio(trl), "trl, no policy": ratio(blind)},
+        "missing": {},
+    }
+
+
+def test_a_step_is_held_against_the_fastest_and_the_smallest_of_trls(page, tmp_path):
+    case = step_case(6.0, 3.0, (30.0, 60.0, 40.0))
+    text = page(write(tmp_path / "results", "step", [case], "cpu"))
+    found = verdicts(text)
+    start = "a small model, stage 3: "
+    assert found[start + "at least 2 times TRL's step, with a policy and without"] == "3.00 met"
+    assert found[start + "no more memory than TRL's step"] == "0.75 met"
+    assert "| case | arm | rollout, ms | update, ms |" in text
+    assert "| small policyrollout image=9 R=5 8+8 | trl | 6 [6, 6] | 6 [6, 6] |" in text
+
+
+def test_without_trl_a_step_is_not_measured(page, tmp_path):
+    case = step_case(6.0, 3.0, (30.0, 60.0, 40.0))
+    case["cpu_ratio"] = {}
+    del case["arms"]["trl"], case["arms"]["trl, no policy"]
+    found = verdicts(page(write(tmp_path / "results", "step", [case], "cpu")))
+    assert set(found.values()) == {"not measured"}
