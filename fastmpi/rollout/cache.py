@@ -27,7 +27,7 @@ class DecodeCache:
     def __init__(
         self, pool: KeyValuePool, heads: int, num_slots: int, capacity: int, max_parts: int
     ) -> None:
-        self._pool, self._heads, self._capacity = pool, heads, capacity
+        self.pool, self._heads, self._capacity = pool, heads, capacity
         self._base, self._max_parts = num_slots * capacity, max_parts
         own = pool.storage[:, :, :, : self._base]
         self._own = own.unflatten(3, (num_slots, capacity))  # (layers, 2, Hkv, S, C, D)
@@ -38,7 +38,7 @@ class DecodeCache:
     def write(self, layer: int, segment: Segment, keys: Tensor, values: Tensor) -> None:
         """Keep a segment's (Hkv, length, D), with zeros behind: padding is multiplied by 0."""
         start = self._start(segment)
-        held = self._pool.storage[layer, :, :, start : start + segment.room]
+        held = self.pool.storage[layer, :, :, start : start + segment.room]
         held[0, :, : segment.length] = keys
         held[1, :, : segment.length] = values
         held[:, :, segment.length :] = 0
@@ -46,7 +46,7 @@ class DecodeCache:
     def read(self, layer: int, segment: Segment) -> tuple[Tensor, Tensor]:
         """A segment's keys and values, (Hkv, length, D)."""
         start = self._start(segment)
-        keys, values = self._pool.storage[layer, :, :, start : start + segment.length]
+        keys, values = self.pool.storage[layer, :, :, start : start + segment.length]
         return keys, values
 
     def _start(self, segment: Segment) -> int:
@@ -59,8 +59,8 @@ class DecodeCache:
         seen = sorted(rows_of, key=lambda s: (s.depth, s.room, s.start))
         parts = [Part(self._start(s), s.length, tuple(rows_of[s])) for s in seen]
         if num_rows not in self._plans:
-            storage = self._pool.storage
-            sizes = (num_rows, self._heads, self._pool.heads, self._pool.dim)
+            storage = self.pool.storage
+            sizes = (num_rows, self._heads, self.pool.heads, self.pool.dim)
             shape = DecodeShape(*sizes, storage.dtype, storage.device)
             self._plans[num_rows] = DecodePlan(shape, max_parts=num_rows * self._max_parts)
         self._plans[num_rows].update(parts)
@@ -75,7 +75,7 @@ class DecodeCache:
         own_keys, own_values = self._own[layer_idx, :, :, :count]
         for held, new in ((own_keys, k), (own_values, v)):
             held[:, self._rows[:count], self._places] = new[:, :, 0].transpose(0, 1)
-        keys, values = self._pool.storage[layer_idx]
+        keys, values = self.pool.storage[layer_idx]
         plan, lengths = self._plans[count], self._lengths
         own = (own_keys, own_values, lengths, plan)
         return decode_attention(q[:, :, 0], keys, values, *own, scale=scale)[:, None]

@@ -17,15 +17,12 @@ from torch import Tensor
 
 from fastmpi.data.images import Image
 from fastmpi.models.features import ImageFeatures
-from fastmpi.models.forest_model import ForestModel
-from fastmpi.rollout.cache import DecodeCache
-from fastmpi.rollout.decoding import Slots
 from fastmpi.rollout.engine import Response
 from fastmpi.rollout.held import HeldSegments
 from fastmpi.rollout.plan import Plan
 from fastmpi.rollout.prefill import prefill
-from fastmpi.rollout.sampling import Sampler
 from fastmpi.rollout.segments import Request, Segment
+from fastmpi.rollout.stepping import Decoder
 
 # Free slots are given to waiting responses of prompts that are held when they are at least the
 # first share of all, and the next prompts are read for the second. With nobody waiting, the batch
@@ -33,6 +30,7 @@ from fastmpi.rollout.segments import Request, Segment
 _SEAT_SHARE = 0.125
 _READ_SHARE = 0.25
 _SHRINK_SHARE = 0.25
+_LOOK_EVERY = 8  # steps
 
 Member = tuple[int, int]
 
@@ -51,11 +49,9 @@ class ContinuousBatch:
 
     def __init__(
         self,
-        model: ForestModel,
-        cache: DecodeCache,
+        decoder: Decoder,
         plan: Plan,
         requests: Sequence[Request],
-        sampler: Sampler,
         stop_token_ids: Sequence[int],
         *,
         random: Callable[[Member], np.ndarray],
@@ -64,21 +60,22 @@ class ContinuousBatch:
     ) -> None:
         """random: the (T,) numbers of a response. features: of pictures. max_prompt_tokens: that
         one forward pass reads at most, unless a single prompt has more."""
-        self._model, self._sampler = model, sampler
+        self._model, self._sampler = decoder.model, decoder.sampler
+        self._cache, self._slots, self._decode = decoder.cache, decoder.slots, decoder.step
         self._random, self._features = random, features
         self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, plan.capacity + 1
         self._stop = np.array(sorted(stop_token_ids), dtype=np.int64)
         self._unread = deque(requests)
         self._waiting: list[Request] = []  # read, with responses that have no slot yet
         self._held = HeldSegments(plan.shared)
-        self._slots = Slots(plan.num_slots, self._max_tokens, stop_token_ids, model.device)
-        self._cache = cache
         self._seats: list[_Seat | None] = [None] * plan.num_slots
         # whose prompt a slot sees, also after its response has ended: the rows of a prompt are best
         # as many as those of the next one
         self._sees: list[Request | None] = [None] * plan.num_slots
         self._num_rows = 0  # the first slots, which are in the batch
         self._moved = False  # whether the cache must hear who sits where
+        self._asynchronous = decoder.asynchronous
+        self._steps = 0
         self.num_tokens = 0
 
     def run(self) -> Iterator[list[tuple[Member, Response]]]:
@@ -150,7 +147,7 @@ class ContinuousBatch:
             if not request.waiting:
                 self._waiting.pop(0)
         seats = [seat for slot in taken if (seat := self._seats[slot]) is not None]
-        self._num_rows = max(self._num_rows, max(taken) + 1)
+        self._num_rows = max(self._num_rows, self._rows_for(max(taken) + 1))
         self._moved = True
         self.num_tokens += len(seats)
         device = self._model.device
@@ -169,11 +166,8 @@ class ContinuousBatch:
         if self._moved:
             self._cache.seat(self._rows_of(), self._num_rows)
             self._moved = False
-        slots, count = self._slots, self._num_rows
-        with torch.inference_mode():
-            self._cache.begin(slots.places[:count])
-            hidden = self._model.decode(slots.tokens[:count], slots.positions(count), self._cache)
-            slots.add(*self._sampler(hidden, slots.uniform(count)))
+        self._decode(self._num_rows)
+        self._steps += 1
         for seat in self._seats:
             if seat is not None:
                 seat.length += 1
@@ -188,7 +182,14 @@ class ContinuousBatch:
         return rows
 
     def _take_ended(self) -> list[tuple[Member, Response]]:
-        """Responses that ended leave their slots, and segments that nobody needs the memory."""
+        """Responses that ended leave their slots, and segments that nobody needs the memory.
+
+        On a GPU looked for in some steps only, since looking waits for it; tokens behind a stop
+        token are cut.
+        """
+        full = any(seat is not None and seat.length == self._max_tokens for seat in self._seats)
+        if self._asynchronous and not full and self._steps % _LOOK_EVERY:
+            return []
         stopped = self._slots.stopped[: self._num_rows].tolist()
         ended = [
             (slot, seat)
@@ -218,10 +219,11 @@ class ContinuousBatch:
     def _shrink(self) -> None:
         """The last responses move to the first free slots, so that the batch has fewer rows."""
         running = self._running
-        if not running or len(running) > (1 - _SHRINK_SHARE) * self._num_rows:
+        num_rows = self._rows_for(len(running))
+        if not running or num_rows > (1 - _SHRINK_SHARE) * self._num_rows:
             return
-        sources = [slot for slot in running if slot >= len(running)]
-        targets = sorted(set(range(len(running))) - set(running))
+        sources = [slot for slot in running if slot >= num_rows]
+        targets = sorted(set(range(num_rows)) - set(running))[: len(sources)]
         if sources:
             length = max(seat.length for slot in sources if (seat := self._seats[slot]))
             self._cache.move(sources, targets, length - 1)
@@ -229,8 +231,18 @@ class ContinuousBatch:
         for source, target in zip(sources, targets, strict=True):
             self._seats[source], self._seats[target] = None, self._seats[source]
             self._sees[target] = self._sees[source]
-        self._num_rows = len(running)
+        self._num_rows = num_rows
         self._moved = True
+
+    def _rows_for(self, count: int) -> int:
+        """Rows of a batch that holds the slots before `count`: on a GPU one of few numbers, all
+        slots, half of them and so on, since each has tables and a graph of its own."""
+        if not self._asynchronous:
+            return count
+        num_rows = len(self._seats)
+        while (half := (num_rows + 1) // 2) >= count and half < num_rows:
+            num_rows = half
+        return num_rows
 
 
 def _hidden(request: Request) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -20,11 +21,13 @@ from fastmpi.models.forest_model import ForestModel
 from fastmpi.models.sizes import TextShape
 from fastmpi.rollout.cache import DecodeCache, count_parts
 from fastmpi.rollout.continuous import ContinuousBatch
+from fastmpi.rollout.decoding import Slots
 from fastmpi.rollout.engine import Response
 from fastmpi.rollout.plan import GIB, Plan, make_plan
 from fastmpi.rollout.pool import KeyValuePool, token_bytes
 from fastmpi.rollout.sampling import Sampler, SamplingParams, uniforms
 from fastmpi.rollout.segments import Request, lay_out, make_requests
+from fastmpi.rollout.stepping import Decoder, weights_key
 
 # progress(responses finished, responses in all, tokens so far)
 Progress = Callable[[int, int, int], None]
@@ -33,13 +36,15 @@ Progress = Callable[[int, int, int], None]
 class NativeEngine:
     """Samples with the model that is being trained, in its own process.
 
-    memory_gib: GiB for keys and values, of which as many responses and prompts are held as fit;
-    allocated at the first call and kept. None: what `max_responses` need, freed after each call.
+    memory_gib: GiB for keys and values, in which as many responses and prompts are held as fit;
+    allocated at the first call and kept, with all that a step needs. None: what `max_responses`
+    need, on CUDA half of what is free at most, and nothing is kept.
     max_responses: written together at most. max_prompt_tokens: read together at most (a prompt is
     never split). min_shared_tokens: from how many tokens on the common beginning of several prompts
-    is held once for all of them. None of these changes a response. features: where the features of
-    pictures come from, a cache shared with training for instance; None from it, or no such
-    function: encoded here. progress: called after every decoding step.
+    is held once for all of them. cuda_graphs: steps on CUDA are captured and replayed; not for a
+    model whose forward pass gathers its weights. None of these changes a response. features: where
+    the features of pictures come from, a cache shared with training for instance; None from it, or
+    no such function: encoded here. progress: called after every decoding step.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class NativeEngine:
         max_prompt_tokens: int = 65_536,
         max_responses: int = 1_024,
         min_shared_tokens: int = 64,
+        cuda_graphs: bool = True,
         features: Callable[[Sequence[Image]], ImageFeatures | None] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -62,7 +68,8 @@ class NativeEngine:
         self.max_responses = max_responses
         self.min_shared_tokens = min_shared_tokens
         self.progress = progress
-        self._kept: KeyValuePool | None = None
+        self.cuda_graphs = cuda_graphs
+        self._kept: tuple[tuple[object, ...], Decoder] | None = None
 
     def generate(
         self,
@@ -83,7 +90,7 @@ class NativeEngine:
         written: dict[tuple[int, int], Response] = {}
         requests = make_requests(prompts, counts)
         if requests:
-            with _evaluating(self.model), torch.no_grad():
+            with _evaluating(self.model), torch.no_grad(), self._forgetting():
                 batch = self._batch(requests, params, streams)
                 for ended in batch.run():
                     written.update(ended)
@@ -94,18 +101,17 @@ class NativeEngine:
     def _batch(
         self, requests: list[Request], params: SamplingParams, streams: Sequence[int]
     ) -> ContinuousBatch:
-        processor = self.model.processor
-        on_cpu = self.model.device.type == "cpu"
-        requests = lay_out(requests, processor, self.min_shared_tokens, pad=on_cpu)
+        pad = self.model.device.type == "cpu"
+        requests = lay_out(requests, self.model.processor, self.min_shared_tokens, pad=pad)
         plan = self.plan(requests, params.max_tokens)
-        stop = params.stop_token_ids
+        if params.stop_token_ids is None:
+            params = replace(params, stop_token_ids=tuple(self.model.processor.eos_token_ids))
+        assert params.stop_token_ids is not None
         return ContinuousBatch(
-            self.model,
-            self._cache(plan, requests),
+            self._decoder(plan, count_parts(requests), params),
             plan,
             requests,
-            Sampler(params, self.model.head, self.model.softcap, processor.forbidden_token_ids),
-            processor.eos_token_ids if stop is None else stop,
+            params.stop_token_ids,
             random=lambda at: uniforms(params.seed, streams[at[0]], at[1], params.max_tokens),
             features=self._features,
             max_prompt_tokens=self.max_prompt_tokens,
@@ -113,13 +119,22 @@ class NativeEngine:
 
     def plan(self, requests: Sequence[Request], max_tokens: int) -> Plan:
         """How the memory is divided between the prompts and responses of one call."""
-        return make_plan(
-            requests,
-            max_tokens,
-            max_responses=self.max_responses,
-            num_tokens=self._num_tokens(),
-            token_bytes=self._token_bytes,
-        )
+
+        def planned(num_tokens: int | None) -> Plan:
+            return make_plan(
+                requests,
+                max_tokens,
+                max_responses=self.max_responses,
+                num_tokens=num_tokens,
+                token_bytes=self._token_bytes,
+            )
+
+        if self.memory_gib is not None:
+            return planned(int(self.memory_gib * GIB) // self._token_bytes)
+        plan, free = planned(None), _free_bytes(self.model.device)
+        if free is not None and plan.num_tokens * self._token_bytes > free // 2:
+            return planned(free // 2 // self._token_bytes)
+        return plan
 
     @property
     def _token_bytes(self) -> int:
@@ -132,32 +147,55 @@ class NativeEngine:
         enabled = torch.is_autocast_enabled(device)
         return torch.get_autocast_dtype(device) if enabled else self.model.dtype
 
-    def _num_tokens(self) -> int | None:
-        """Tokens that the stated memory holds."""
-        return None if self.memory_gib is None else int(self.memory_gib * GIB) // self._token_bytes
+    def _decoder(self, plan: Plan, parts: int, params: SamplingParams) -> Decoder:
+        """The last call's, if nothing that it depends on has changed."""
+        key = (plan, self._dtype, 2 ** (parts - 1).bit_length(), replace(params, seed=0))
+        key = (*key, self.model.device, *weights_key(self.model))
+        if self._kept is not None and self._kept[0] == key and self._kept[1].asynchronous:
+            return self._kept[1]
+        decoder = self._new_decoder(plan, key[2], params)
+        if self.memory_gib is not None:
+            self._kept = (key, decoder)
+        return decoder
 
-    def _cache(self, plan: Plan, requests: Sequence[Request]) -> DecodeCache:
-        heads = TextShape.of(self.model.base.config).heads
-        parts = count_parts(requests)
-        return DecodeCache(self._pool(plan), heads, plan.num_slots, plan.capacity, parts)
+    def _new_decoder(self, plan: Plan, parts: int, params: SamplingParams) -> Decoder:
+        model, heads = self.model, TextShape.of(self.model.base.config).heads
+        cache = DecodeCache(self._pool(plan), heads, plan.num_slots, plan.capacity, parts)
+        slots = Slots(plan.num_slots, params.max_tokens, params.stop_token_ids or (), model.device)
+        forbidden = model.processor.forbidden_token_ids
+        sampler = Sampler(params, model.head, model.softcap, forbidden)
+        return Decoder(model, cache, slots, sampler, cuda_graphs=self.cuda_graphs)
 
     def _pool(self, plan: Plan) -> KeyValuePool:
-        dtype, device = self._dtype, self.model.device
-        kept = self._kept
-        if kept and kept.num_tokens == plan.num_tokens and kept.storage.dtype == dtype:
-            if kept.storage.device == device:
-                return kept
+        wanted = (plan.num_tokens, self._dtype, self.model.device)
+        kept = None if self._kept is None else self._kept[1].cache.pool
         self._kept = None  # first, so that there are never two
-        text = TextShape.of(self.model.base.config)
-        pool = KeyValuePool(text, plan.num_tokens, dtype, device)
-        if self.memory_gib is not None:
-            self._kept = pool
-        return pool
+        if kept is not None and (kept.num_tokens, kept.dtype, kept.device) == wanted:
+            return kept
+        del kept
+        return KeyValuePool(TextShape.of(self.model.base.config), *wanted)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """A failure may leave what is not finite in the memory: the next call makes it anew."""
+        try:
+            yield
+        except BaseException:
+            self._kept = None
+            raise
 
     def _features(self, images: list[Image]) -> ImageFeatures:
         # not in inference mode: its tensors, kept in a cache, could not be trained with
         given = None if self.features is None else self.features(images)
         return self.model.encode_images(images) if given is None else given
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Of a GPU, with what torch holds and does not use; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + int(unused)
 
 
 def _per_prompt(num_responses: int | Sequence[int], num_prompts: int) -> list[int]:

@@ -19,7 +19,7 @@ class KeyValuePool:
     def __init__(
         self, text: TextShape, num_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.num_tokens = num_tokens
+        self.num_tokens, self.dtype, self.device = num_tokens, dtype, device
         self.heads, self.dim = text.key_heads, text.key // text.key_heads
         shape = (text.layers, 2, self.heads, num_tokens, self.dim)
         # zeros, since what is masked is still multiplied by 0
