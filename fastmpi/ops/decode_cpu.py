@@ -98,14 +98,13 @@ def attend(
     scale: float,
 ) -> Tensor:
     """(B, Hq, D) in q's dtype."""
-    kv_heads = len(shared_keys)
-    grouped = q.unflatten(1, (kv_heads, -1))  # (B, Hkv, r, D)
+    grouped = q.view(len(q), len(shared_keys), -1, q.shape[2])  # (B, Hkv, r, D)
     out, lse = _attend_own(grouped, own_keys, own_values, own_lengths, scale)
     for slots, sizes, runs in prepared.levels:
         queries = (grouped if slots is None else grouped[slots]).split(sizes)
         pairs = zip(queries, runs, strict=True)
         parts = [_attend_run(part, shared_keys, shared_values, run, scale) for part, run in pairs]
-        more, more_lse = (torch.cat(column) for column in zip(*parts, strict=True))
+        more, more_lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         if slots is None:
             out, lse = _merge(out, lse, more, more_lse)
         else:
@@ -138,8 +137,9 @@ def _attend_run(
     _, kv_heads, group, dim = q.shape
     q = q.view(run.num_segments, -1, kv_heads, group, dim).transpose(1, 2).flatten(2, 3)
     out, lse = _flash(q, _view(keys, run), _view(values, run), run.mask, scale)
-    out = out.unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1)
-    return out, lse.unflatten(2, (-1, group)).transpose(1, 2).flatten(0, 1)
+    out = out.view(run.num_segments, kv_heads, -1, group, dim).transpose(1, 2)
+    lse = lse.view(run.num_segments, kv_heads, -1, group).transpose(1, 2)
+    return out.flatten(0, 1), lse.flatten(0, 1)
 
 
 def _flash(
