@@ -23,6 +23,28 @@ def test_loading_probes(family, load, monkeypatch):
         load(family, probe=True)
 
 
+def test_products_are_whole_and_the_settings_come_back(load, monkeypatch):
+    """cuDNN's default is TF32, and a program may have asked for it everywhere."""
+    forest = load("qwen2_5_vl")
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    seen = []
+    hidden = type(forest).hidden
+
+    def watched(self, *args, **kwargs):
+        seen.append([setting.fp32_precision for setting in settings])
+        return hidden(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(forest), "hidden", watched)
+    before = settings[0].fp32_precision
+    settings[0].fp32_precision = "tf32"
+    try:
+        probe.probe(forest)
+        assert seen == [["ieee", "ieee"]]
+        assert [setting.fp32_precision for setting in settings] == ["tf32", "tf32"]
+    finally:
+        settings[0].fp32_precision = before
+
+
 def leaky(self, layer_idx, q, k, v, scale):
     """Plain causal attention: a branch sees the one before it."""
     out = torch.nn.functional.scaled_dot_product_attention(
