@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -24,7 +25,7 @@ using Indices = std::vector<std::int32_t>;
 
 constexpr std::int32_t kMaxRanks = 65'536;
 
-// Shared runs that are told apart; each of the others, which are shorter, counts for every item.
+// Shared runs that are told apart; each of the others, which cost less, counts for every item.
 constexpr std::size_t kMaxShared = 16'384;
 
 Indices by_label(const Indices& label, std::int32_t num_labels, Indices& start) {
@@ -38,16 +39,32 @@ Indices by_label(const Indices& label, std::int32_t num_labels, Indices& start) 
   return order;
 }
 
+// What the runs of a forest take: tokens, or where `costs` (N,) is not null the sum of their costs.
+std::vector<std::int64_t> run_costs(const Forest& forest, const std::int64_t* costs) {
+  std::vector<std::int64_t> found;
+  found.reserve(forest.runs.size());
+  for (const Run& run : forest.runs) {
+    const std::int64_t* const first = costs == nullptr ? nullptr : costs + run.first;
+    found.push_back(first == nullptr ? run.length
+                                     : std::accumulate(first, first + run.length, std::int64_t{0}));
+  }
+  return found;
+}
+
 // Groups of samples as items of a partition: what they take of the runs of a forest.
 class ForestItems {
  public:
-  ForestItems(const Forest& forest, const Indices& item_of, std::int32_t num_items)
-      : forest_(forest), item_of_(item_of), owner_(forest.runs.size(), kUnseen) {
+  ForestItems(const Forest& forest, const std::vector<std::int64_t>& run_costs,
+              const Indices& item_of, std::int32_t num_items)
+      : forest_(forest),
+        run_costs_(run_costs),
+        item_of_(item_of),
+        owner_(forest.runs.size(), kUnseen) {
     items_.items.resize(index(num_items));
     find_owners();
     number_shared();
     for (std::size_t r = 0; r < owner_.size(); ++r) {
-      if (owner_[r] >= 0) items_.items[index(owner_[r])].own += forest.runs[r].length;
+      if (owner_[r] >= 0) items_.items[index(owner_[r])].own += run_costs[r];
     }
     collect(num_items);
   }
@@ -85,13 +102,13 @@ class ForestItems {
       if (owner_[r] == kSeveral) shared.push_back(static_cast<std::int32_t>(r));
     }
     std::stable_sort(shared.begin(), shared.end(), [&](std::int32_t a, std::int32_t b) {
-      return forest_.runs[index(a)].length > forest_.runs[index(b)].length;
+      return run_costs_[index(a)] > run_costs_[index(b)];
     });
     if (shared.size() > kMaxShared) shared.resize(kMaxShared);
     number_.assign(owner_.size(), -1);
     for (const std::int32_t r : shared) {
       number_[index(r)] = static_cast<std::int32_t>(items_.shared.size());
-      items_.shared.push_back(forest_.runs[index(r)].length);
+      items_.shared.push_back(run_costs_[index(r)]);
     }
   }
 
@@ -109,7 +126,7 @@ class ForestItems {
           seen[index(r)] = i;
           if (owner_[index(r)] != kSeveral) continue;
           if (number_[index(r)] < 0) {
-            item.own += forest_.runs[index(r)].length;
+            item.own += run_costs_[index(r)];
           } else {
             item.shared.push_back(number_[index(r)]);
           }
@@ -120,6 +137,7 @@ class ForestItems {
   }
 
   const Forest& forest_;
+  const std::vector<std::int64_t>& run_costs_;
   const Indices& item_of_;  // (S,) of each sample
   Indices owner_;           // of each run: the only item that has it, or kSeveral
   Indices number_;          // of each run that several have, in Items::shared
@@ -211,21 +229,30 @@ std::vector<Partition> cut(const Items& units, const std::vector<Indices>& of_ra
 using Plan =
     std::vector<std::vector<std::vector<std::int64_t>>>;  // (ranks, micro-batches, samples)
 
-Plan plan_ranks(const Samples& samples, const std::int64_t* groups, std::int32_t num_ranks,
-                std::int64_t max_tokens, bool share) {
+// costs: (N,) of each token, or null. They decide over ranks, tokens over micro-batches.
+Plan plan_ranks(const Samples& samples, const std::int64_t* groups, const std::int64_t* costs,
+                std::int32_t num_ranks, std::int64_t max_tokens, bool share) {
   check_lengths(samples, max_tokens);
   const auto [group_of, num_groups] = numbered(groups, samples.num_samples);
   const Forest forest = merge_prefixes(samples, share);
-  const ForestItems whole(forest, group_of, num_groups);
+  const std::vector<std::int64_t> tokens = run_costs(forest, nullptr);
+  const ForestItems whole(forest, tokens, group_of, num_groups);
   Indices all(index(num_groups));
   std::iota(all.begin(), all.end(), 0);
   all = whole.depth_first(std::move(all));
   Indices rank_of_group(index(num_groups));
-  const Partition ranks = balance(whole.items(), all, num_ranks);
+  Partition ranks;
+  if (costs == nullptr) {
+    ranks = balance(whole.items(), all, num_ranks);
+  } else {
+    const std::vector<std::int64_t> dear = run_costs(forest, costs);
+    ranks = balance(ForestItems(forest, dear, group_of, num_groups).items(), all, num_ranks);
+  }
   for (std::size_t i = 0; i < all.size(); ++i) rank_of_group[index(all[i])] = ranks.bin[i];
 
   const Units units = split_large(samples, whole.items(), group_of, max_tokens, share);
-  const ForestItems parts(forest, units.of_sample, static_cast<std::int32_t>(units.group.size()));
+  const ForestItems parts(forest, tokens, units.of_sample,
+                          static_cast<std::int32_t>(units.group.size()));
   std::vector<Indices> of_rank(index(num_ranks));
   for (std::size_t u = 0; u < units.group.size(); ++u) {
     of_rank[index(rank_of_group[index(units.group[u])])].push_back(static_cast<std::int32_t>(u));
@@ -255,6 +282,20 @@ Plan plan_ranks(const Samples& samples, const std::int64_t* groups, std::int32_t
   return plan;
 }
 
+// Sums of up to 2^31 tokens then fit.
+void check_costs(const Array<std::int64_t>& costs, std::int64_t num_tokens) {
+  if (costs.ndim() != 1 || (costs.size() != 0 && costs.size() != num_tokens)) {
+    throw std::invalid_argument("costs must be 1-D, one per token (" + std::to_string(num_tokens) +
+                                ")");
+  }
+  for (py::ssize_t i = 0; i < costs.size(); ++i) {
+    if (costs.at(i) < 0 || costs.at(i) > std::numeric_limits<std::int32_t>::max()) {
+      throw std::invalid_argument("costs[" + std::to_string(i) +
+                                  "] = " + std::to_string(costs.at(i)) + " is not in [0, 2^31)");
+    }
+  }
+}
+
 }  // namespace
 
 void register_ranks(py::module_& m) {
@@ -262,7 +303,8 @@ void register_ranks(py::module_& m) {
       "plan_ranks",
       [](const Array<std::int64_t>& ids, const Array<std::int32_t>& image_slots,
          const Array<std::int64_t>& offsets, const Array<std::int64_t>& groups,
-         std::int32_t num_ranks, std::int64_t max_tokens, bool share) {
+         std::int32_t num_ranks, std::int64_t max_tokens, bool share,
+         const Array<std::int64_t>& costs) {
         const Samples samples = view_samples(ids, image_slots, offsets);
         if (groups.ndim() != 1 || groups.size() != samples.num_samples) {
           throw std::invalid_argument("groups must be 1-D, one per sample (" +
@@ -273,11 +315,13 @@ void register_ranks(py::module_& m) {
           throw std::invalid_argument("num_ranks must be at most " + std::to_string(kMaxRanks));
         }
         if (max_tokens < 1) throw std::invalid_argument("max_tokens must be at least 1");
+        check_costs(costs, samples.num_tokens);
         const std::int64_t* const group = groups.data();
+        const std::int64_t* const cost = costs.size() == 0 ? nullptr : costs.data();
         Plan plan;
         {
           py::gil_scoped_release release;
-          plan = plan_ranks(samples, group, num_ranks, max_tokens, share);
+          plan = plan_ranks(samples, group, cost, num_ranks, max_tokens, share);
         }
         py::list result;
         for (auto& bins : plan) {
@@ -289,7 +333,8 @@ void register_ranks(py::module_& m) {
       },
       py::arg("ids").noconvert(), py::arg("image_slots").noconvert(),
       py::arg("offsets").noconvert(), py::arg("groups").noconvert(), py::arg("num_ranks"),
-      py::arg("max_tokens"), py::arg("share"));
+      py::arg("max_tokens"), py::arg("share"),
+      py::arg("costs").noconvert() = Array<std::int64_t>(0));
 }
 
 }  // namespace fastmpi

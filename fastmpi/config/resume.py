@@ -6,6 +6,7 @@
 FREE_ON_RESUME = frozenset(
     {
         "attention_backend",
+        "balance_by",
         "ddp_timeout",
         "disable_tqdm",
         "eval_steps",

@@ -34,6 +34,10 @@ class TrainingConfig(Settings):
     """Most tokens of one forward pass, after equal prefixes are merged. No sample may be longer.
     "auto": few and large micro-batches, each as large as memory_budget_gib allows."""
 
+    balance_by: Literal["tokens", "seconds"] = "tokens"
+    """What several processes get equal shares of: "tokens", after merging, or "seconds", by a model
+    of what these cost that is fitted to micro-batches timed in the first steps."""
+
     dataloader_prefetch_factor: int = 2
     """How many steps (of the rl stage: batches of prompts) are prepared ahead, on a thread of their
     own; 0: each when it is needed. The results are the same."""

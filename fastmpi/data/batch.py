@@ -175,27 +175,41 @@ def microbatches(
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class Outline(Prompt):
+    """What planning needs of a sample: its ids (int32), which pictures it shows, not their pixels,
+    and how many of its last tokens are scored."""
+
+    scored: int = 0
+
+
 def plan_shares(
-    outlines: Sequence[Prompt],
+    outlines: Sequence[Outline],
     groups: np.ndarray,  # (S,) int64
     num_shares: int,
     rule: TokenRule,
     max_tokens: int,
     *,
     share: bool = True,
+    costs: np.ndarray | None = None,  # (N,) int64
 ) -> list[list[np.ndarray]]:
     """Who runs what when several processes take a step: indices of the samples of each micro-batch
-    of each process, see `ops.bins.plan_ranks`. outlines: all samples of the step, see `outline`."""
+    of each process, see `ops.bins.plan_ranks`. outlines: all samples of the step, of N tokens."""
     return plan_ranks(
-        *_shown(outlines, rule.image_token_id), groups, num_shares, max_tokens, share=share
+        *_shown(outlines, rule.image_token_id),
+        groups,
+        num_shares,
+        max_tokens,
+        share=share,
+        costs=costs,
     )
 
 
-def outline(sample: Prompt | Sample) -> Prompt:
-    """What planning needs of a sample: its ids (int32), and which pictures it shows, not their
-    pixels."""
+def outline(sample: Prompt | Sample) -> Outline:
+    """Of a sample, or of a prompt, which has no score."""
     images = tuple(replace(image, stored=_NO_PIXELS, values=None) for image in sample.images)
-    return Prompt(sample.ids.astype(np.int32), images)
+    scored = np.count_nonzero(sample.weights) if isinstance(sample, Sample) else 0
+    return Outline(sample.ids.astype(np.int32), images, int(scored))
 
 
 _NO_PIXELS = torch.zeros(0)

@@ -38,6 +38,7 @@ def plan_ranks(
     max_tokens: int,
     *,
     share: bool = True,
+    costs: NDArray[np.int64] | None = None,  # (N,) of each token, in [0, 2^31)
 ) -> list[list[NDArray[np.int64]]]:
     """Indices of the samples of each micro-batch of each rank: every sample once, ascending.
 
@@ -45,15 +46,18 @@ def plan_ranks(
     `max_tokens`. Ranks have merged tokens as equal as it finds, and all have the same number of
     micro-batches, as few as it finds and equal too; a rank with fewer groups than that has empty
     ones. What a set of samples costs is its merged tokens: groups with a long common beginning come
-    together where that makes the largest rank smaller. Deterministic; errors as for
-    `plan_microbatches`.
+    together where that makes the largest rank smaller. With `costs` ranks are balanced by those of
+    their merged tokens instead (of tokens that merge the first counts); micro-batches are cut by
+    tokens all the same. Deterministic; errors as for `plan_microbatches`.
     """
+    more = () if costs is None else (integer_array("costs", costs, np.int64),)
     return _C.plan_ranks(
         *sample_arrays(ids, image_slots, offsets),
         integer_array("groups", groups, np.int64),
         num_ranks,
         max_tokens,
         share,
+        *more,
     )
 
 

@@ -8,7 +8,7 @@ most, by best-fit decreasing: deterministic, and close to the optimum.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 
@@ -123,12 +123,14 @@ def plan_ranks(
     max_tokens: int,
     *,
     share: bool = True,
+    costs: Int64 | None = None,  # (N,)
 ) -> list[list[Int64]]:
     """Indices of the samples of each micro-batch of each rank; groups stay whole.
 
     Each group in turn, the largest first, goes where the merged tokens are fewest with it: to a
-    rank, and there into one of as many micro-batches as every rank needs. A group that alone
-    exceeds `max_tokens` is cut by `plan_microbatches`.
+    rank (where their `costs` are least, if there are any), and there into one of as many
+    micro-batches as every rank needs. A group that alone exceeds `max_tokens` is cut by
+    `plan_microbatches`.
     """
 
     def select(samples: Sequence[int]) -> tuple[Int64, Int32, Int64]:
@@ -140,16 +142,26 @@ def plan_ranks(
     def merged(samples: Sequence[int]) -> int:
         return len(build_forest(*select(samples), share=share).tokens)
 
-    def spread(units: list[list[int]], num_bins: int) -> list[list[list[int]]]:
+    def cost(samples: Sequence[int]) -> int:
+        if costs is None:
+            return merged(samples)
+        forest = build_forest(*select(samples), share=share)
+        where = [np.arange(offsets[s], offsets[s + 1]) for s in samples]
+        _, first = np.unique(forest.flat_index, return_index=True)
+        return int(costs[np.concatenate([np.zeros(0, np.int64), *where])[first]].sum())
+
+    def spread(
+        units: list[list[int]], num_bins: int, size: Callable[[Sequence[int]], int] = merged
+    ) -> list[list[list[int]]]:
         bins: list[list[list[int]]] = [[] for _ in range(num_bins)]
-        for unit in sorted(units, key=lambda unit: (-merged(unit), min(unit))):
-            after = [merged([s for other in [*bin_, unit] for s in other]) for bin_ in bins]
+        for unit in sorted(units, key=lambda unit: (-size(unit), min(unit))):
+            after = [size([s for other in [*bin_, unit] for s in other]) for bin_ in bins]
             bins[int(np.argmin(after))].append(unit)
         return bins
 
     whole = [np.flatnonzero(groups == group).tolist() for group in dict.fromkeys(groups.tolist())]
     ranks = []
-    for on_rank in spread(whole, num_ranks):
+    for on_rank in spread(whole, num_ranks, cost):
         plans = [
             (group, plan_microbatches(*select(group), max_tokens, share=share)) for group in on_rank
         ]

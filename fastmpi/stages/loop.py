@@ -25,6 +25,7 @@ from fastmpi.config import FREE_ON_RESUME, TrainingConfig
 from fastmpi.data.cache import BoundedCache
 from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
+from fastmpi.stages.balancing import MeasuredBalance
 from fastmpi.stages.clock import MicrobatchClock
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.fitting import step_memory
@@ -181,6 +182,8 @@ class Trainer(OptimizerStep, ABC):
         self.begin()
         if found is not None:
             load_checkpoint(self, found)
+        if self.args.balance_by == "seconds" and self.accelerator.num_processes > 1:
+            self.balance = MeasuredBalance(self, found)
         self.model.train()
         self._resumed_from = found
         if self.args.profile and self.accelerator.is_main_process:
@@ -221,6 +224,8 @@ class Trainer(OptimizerStep, ABC):
         self._check_skipped(tracker)
         if self._profiler is not None:
             self._profiler.step()
+        if self.balance is not None:
+            self.balance.step_done()
         self._evaluate(tracker)
         self._save_if_due()
         return True

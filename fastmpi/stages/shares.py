@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmpi.data.batch import ForestBatch
+from fastmpi.data.batch import ForestBatch, Outline
 from fastmpi.data.samples import LazyPrompt, Prompt
 from fastmpi.stages.window import Window
 
@@ -39,7 +39,8 @@ def own_share(trainer: PolicyRolloutTrainer, window: Window) -> OwnShare:
     if trainer.accelerator.num_processes == 1:
         return OwnShare(window, list(range(len(window))), None)
     groups = np.arange(len(window)) // trainer.args.group_size
-    cuts = trainer.own_cuts([_outline(trainer, window, i) for i in range(len(window))], groups)
+    outlines = [_outline(trainer, window, i) for i in range(len(window))]
+    cuts = trainer.own_cuts(outlines, groups, trainer.state.global_step)
     indices = [int(i) for cut in cuts for i in cut]
     part = window.take(indices)
     samples = iter(part.samples())
@@ -82,7 +83,7 @@ def lazy_prompts(rows: Sequence[int], prompt: Callable[[int], Prompt]) -> list[L
     return [of_row[row] for row in rows]
 
 
-def _outline(trainer: PolicyRolloutTrainer, window: Window, index: int) -> Prompt:
+def _outline(trainer: PolicyRolloutTrainer, window: Window, index: int) -> Outline:
     prompt = trainer.outline(int(window.rows[index]))
     response = window.response(index).astype(np.int32)
-    return Prompt(np.concatenate([prompt.ids, response]), prompt.images)
+    return Outline(np.concatenate([prompt.ids, response]), prompt.images, len(response))

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from fastmpi.config import TrainingConfig
-from fastmpi.data.batch import ForestBatch, microbatches, plan_shares
+from fastmpi.data.batch import ForestBatch, Outline, microbatches, plan_shares
 from fastmpi.data.cache import BoundedCache
 from fastmpi.data.samples import Prompt
+from fastmpi.models.cost import token_costs
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fastmpi.data.processor import Processor
     from fastmpi.data.samples import Sample
     from fastmpi.models.forest_model import ForestModel
+    from fastmpi.stages.balancing import MeasuredBalance
     from fastmpi.stages.clock import MicrobatchClock
     from fastmpi.stages.fitting import StepMemory
 
@@ -76,8 +78,9 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
     features: FeatureCache
     memory: StepMemory
+    balance: MeasuredBalance | None = None  # over processes, where it is not by tokens
     clock: MicrobatchClock | None = None  # where micro-batches are timed
-    outlines: BoundedCache[Prompt]  # of rows, where several processes plan who takes which
+    outlines: BoundedCache[Outline]  # of rows, where several processes plan who takes which
     state: TrainState
     total_steps: int
 
@@ -168,10 +171,16 @@ class OptimizerStep:
             return self.memory.cut(samples, self.processor, share=share)
         return microbatches(samples, self.processor, budget, share=share)
 
-    def own_cuts(self, outlines: Sequence[Prompt], groups: np.ndarray) -> list[np.ndarray]:
-        """This process's micro-batches, as indices into all samples of a step, of which every
-        process plans the same: merged tokens are as equal as can be, a group stays on one process,
-        and samples that begin alike come together. Some may be empty, so that all have as many."""
+    def own_cuts(
+        self, outlines: Sequence[Outline], groups: np.ndarray, step: int
+    ) -> list[np.ndarray]:
+        """This process's micro-batches, as indices into all samples of `step`, of which every
+        process plans the same: merged tokens, or seconds, are as equal as can be, a group stays on
+        one process, and samples that begin alike come together. Some may be empty, so that all have
+        as many."""
+        cost, costs = None if self.balance is None else self.balance.of_step(step), None
+        if cost is not None:
+            costs = token_costs(cost, outlines, self.processor.image_token_id)
         budget = self.args.max_tokens_per_microbatch
         plan = plan_shares(
             outlines,
@@ -180,6 +189,7 @@ class OptimizerStep:
             self.processor,
             self.memory.longest if budget == "auto" else budget,
             share=self.args.share_prefix,
+            costs=costs,
         )
         return plan[self.accelerator.process_index]
 

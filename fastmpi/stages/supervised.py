@@ -25,8 +25,7 @@ from fastmpi.stages.rows import Row, Rows, shuffled
 from fastmpi.stages.step import StepInput, outline_bytes
 
 if TYPE_CHECKING:
-    from fastmpi.data.batch import ForestBatch
-    from fastmpi.data.samples import Prompt
+    from fastmpi.data.batch import ForestBatch, Outline
 
 MAX_SAMPLE_BYTES = 2**30
 
@@ -96,7 +95,8 @@ class SupervisedTrainer(Trainer):
         if self.accelerator.num_processes == 1:
             samples = [self._sample(int(i)) for i in rows]
             return PreparedStep(samples, self.microbatches(samples))
-        plan = self.own_cuts([self._outline(int(i)) for i in rows], np.arange(len(rows)))
+        outlines = [self._outline(int(i)) for i in rows]
+        plan = self.own_cuts(outlines, np.arange(len(rows)), step)
         cuts = [[self._sample(int(rows[i])) for i in cut] for cut in plan]
         return PreparedStep([sample for cut in cuts for sample in cut], self.as_batches(cuts))
 
@@ -116,7 +116,7 @@ class SupervisedTrainer(Trainer):
         order = shuffled(len(self.rows), self.args.seed, epoch)
         return order[place * self.rows_per_step : (place + 1) * self.rows_per_step]
 
-    def _outline(self, index: int) -> Prompt:
+    def _outline(self, index: int) -> Outline:
         return self.outlines.get(index, lambda: outline(self._sample(index)), outline_bytes)
 
     def _sample(self, index: int) -> Sample:

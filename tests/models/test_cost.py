@@ -6,10 +6,12 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import torch
 
-from fastmpi.data.batch import ForestBatch
+from fastmpi.data.batch import ForestBatch, Outline
+from fastmpi.data.images import Image
 from fastmpi.data.samples import Sample
-from fastmpi.models.cost import CostModel, Work, fit, operations
+from fastmpi.models.cost import CostModel, Work, fit, operations, token_costs
 from fastmpi.models.forest_model import ForestModel
 
 UNIT = np.array([1e6, 1e3, 5e5, 1e4])
@@ -86,3 +88,15 @@ def test_operations_are_those_of_the_model(tiny_folder):
     row, pair, score, patch = operations(model)
     assert score == 6 * model.head.numel()
     assert 0 < pair < row and patch > 0
+
+
+def test_what_a_token_adds():
+    picture = Image("key", torch.zeros(0), (1, 4, 2), 2)  # 8 patches, 2 tokens
+    seen = Outline(np.array([5, 9, 9, 6], np.int32), (picture,), scored=1)
+    alone = Outline(np.array([7, 7], np.int32), (), scored=1)
+    cost = CostModel(overhead=50, row=1, pair=0.5, score=2, patch=0.25)
+    seconds = np.array([1.5, 2 + 1, 2.5 + 1, 3 + 2, 1.5, 2 + 2])
+    found = token_costs(cost, [seen, alone], image_token_id=9)
+    assert found.dtype == np.int64
+    assert found.tolist() == np.rint(seconds / seconds.mean() * 1000).tolist()
+    assert token_costs(CostModel(1, 0, 0, 0, 0), [alone], 9).tolist() == [1, 1]

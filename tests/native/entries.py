@@ -255,7 +255,8 @@ def plan_ranks(source: Source) -> Arguments:
     longest = int(np.diff(arrays[2]).max(initial=1))
     groups = np.array([source.below(9) for _ in range(len(arrays[2]) - 1)], np.int64)
     limit = longest + source.below(300)
-    return [*arrays, groups, 1 + source.below(5), limit, source.below(2) == 1]
+    costs = np.array([source.below(9) for _ in range(len(arrays[0]) * source.below(2))], np.int64)
+    return [*arrays, groups, 1 + source.below(5), limit, source.below(2) == 1, costs]
 
 
 def balanced_bins(source: Source) -> Arguments:

@@ -112,6 +112,48 @@ def test_policies_that_are_shared_are_not_repeated_on_every_rank() -> None:
     assert [len(rank) for rank in ranks] == [1] * 4
 
 
+def dearest(load: Load, costs: list[list[int]], ranks: Plan) -> int:
+    """The most that a rank's merged tokens cost, one by one."""
+
+    def cost(samples: list[int]) -> int:
+        seen = {
+            tuple(load[s][0][: i + 1]): costs[s][i] for s in samples for i in range(len(costs[s]))
+        }
+        return sum(seen.values())
+
+    return max(cost(sum(rank, [])) for rank in ranks)
+
+
+def test_costs_are_balanced_over_ranks() -> None:
+    """A token costs more the further back it sees."""
+    rng = np.random.default_rng(2)
+    for planner in (plan_ranks, reference.plan_ranks):
+        better = 0
+        for _ in range(12):
+            load = random_load(rng)
+            costs = [[10 + i * i for i in range(len(tokens))] for tokens, _ in load]
+            flat = np.array(sum(costs, []), np.int64)
+
+            def by_costs(*args, planner=planner, flat=flat):
+                return planner(*args, costs=flat)
+
+            by_tokens = dearest(load, costs, plan(load, 3, 1000, planner))
+            found = dearest(load, costs, plan(load, 3, 1000, by_costs))
+            assert found <= by_tokens or planner is not plan_ranks
+            better += found < by_tokens
+        assert better >= 4
+
+
+@given(SAMPLES, st.integers(1, 4))
+def test_equal_costs_are_tokens(load: Load, num_ranks: int) -> None:
+    flat = np.full(sum(len(tokens) for tokens, _ in load), 7)
+
+    def by_costs(*args):
+        return plan_ranks(*args, costs=flat)
+
+    assert plan(load, num_ranks, 9, by_costs) == plan(load, num_ranks, 9)
+
+
 def test_a_group_that_exceeds_the_budget_is_cut_on_its_rank() -> None:
     load = [([1, 1, 1, 2 + i], 0) for i in range(6)] + [([50 + i] * 4, 1) for i in range(2)]
     ranks = plan(load, 2, 6)
@@ -135,6 +177,9 @@ def test_more_ranks_than_groups() -> None:
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 1, "offsets": [0, 0, 2]}, "sample 1 has 2 tokens, more than max_tokens=1"),
         ({"offsets": [0, 5, 2]}, "offsets must start at 0"),
+        ({"costs": [1]}, r"costs must be 1-D, one per token \(2\)"),
+        ({"costs": [1, -1]}, r"costs\[1\] = -1 is not in"),
+        ({"costs": [2**31, 1]}, r"costs\[0\] = 2147483648 is not in"),
     ],
 )
 def test_bad_arguments(change: dict, message: str) -> None:
