@@ -40,6 +40,15 @@ class ImageFeatures:
             tuple(level[index] for level in self.deepstack),
         )
 
+    def to(self, device: torch.device | str) -> ImageFeatures:
+        """The same on `device`."""
+        rows, deepstack = self.rows.to(device), tuple(level.to(device) for level in self.deepstack)
+        return ImageFeatures(self.keys, self.counts, rows, deepstack)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.rows, *self.deepstack))
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """The pictures of all `parts`, in order."""

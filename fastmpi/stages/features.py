@@ -1,4 +1,6 @@
-"""Features of the pictures while the vision tower is frozen: computed once, kept across steps."""
+"""Features of the pictures while the vision tower is frozen: computed once, kept across steps, on
+the host, where they take nothing from the device.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,14 @@ class FeatureCache:
             return None
         distinct = {image.key: image for image in images}
         with torch.no_grad(), self.precision():
-            return ImageFeatures.concatenate([self._one(image) for image in distinct.values()])
+            kept = ImageFeatures.concatenate([self._one(image) for image in distinct.values()])
+        return kept.to(self.model.device)
 
     def _one(self, image: Image) -> ImageFeatures:
-        return self._cache.get(image.key, lambda: self._encode(image), _num_bytes)
+        """On the host."""
+        return self._cache.get(
+            image.key, lambda: self._encode(image).to("cpu"), lambda features: features.num_bytes
+        )
 
     def _encode(self, image: Image) -> ImageFeatures:
         self.patches += math.prod(image.grid)
@@ -59,7 +65,3 @@ class FeatureCache:
         features = self.model.encode_images([image])
         self.seconds += now(self.model.head.device) - began
         return features
-
-
-def _num_bytes(features: ImageFeatures) -> int:
-    return sum(t.numel() * t.element_size() for t in (features.rows, *features.deepstack))

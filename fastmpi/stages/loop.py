@@ -31,7 +31,7 @@ from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.fitting import step_memory
 from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
-from fastmpi.stages.profiling import StepProfiler, region
+from fastmpi.stages.profiling import StepProfiler, peak_gb, region
 from fastmpi.stages.rows import Row, Rows, check_length, policies_digest
 from fastmpi.stages.saving import load_checkpoint, save_checkpoint
 from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
@@ -217,7 +217,11 @@ class Trainer(OptimizerStep, ABC):
         self.state.global_step += 1
         self.state.train_seconds += seconds
         self.state.cpu_seconds += time.process_time() - cpu
-        metrics |= {"step_time": seconds, "perf/tokens_per_s": metrics["perf/tokens"] / seconds}
+        metrics |= {
+            "step_time": seconds,
+            "perf/tokens_per_s": metrics["perf/tokens"] / seconds,
+            "perf/peak_gb": peak_gb(self.accelerator.device),
+        }
         self.means.add(metrics)
         tracker.advance(self.state.global_step, metrics)
         self._log(tracker, step)

@@ -6,6 +6,8 @@ the dearest regions: torch's operations and kernels, and our own, whose names be
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,15 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most memory so far, in 10^9 bytes: on CUDA what the tensors on `device` took, elsewhere
+    what the process was given by the system."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class StepProfiler:

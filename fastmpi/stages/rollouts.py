@@ -35,6 +35,7 @@ from fastmpi.stages.window import Window
 if TYPE_CHECKING:
     from fastmpi.rollout.engine import Engine
     from fastmpi.stages.rl import PolicyRolloutTrainer
+    from fastmpi.stages.sampler import WindowSampler
     from fastmpi.stages.step import TrainState
 
 # Makes an engine that calls the function given to it often; what that raises ends the sampling.
@@ -56,12 +57,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class OwnBatches:
-    """What the thread has sampled, of this process alone. seconds: it took. waited_s: of these, for
-    the rows."""
+    """What the thread has sampled, of this process alone. seconds: by metric, see `Watch`."""
 
     windows: list[Window]
-    seconds: float
-    waited_s: float
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,19 @@ class InFlight:
     metrics: dict[str, float]
 
 
+class Watch:
+    """Seconds since it was made."""
+
+    def __init__(self, sampler: WindowSampler) -> None:
+        self.sampler = sampler
+        self._began, self._before = time.perf_counter(), sampler.seconds()
+
+    def seconds(self) -> dict[str, float]:
+        """By metric: of sampling, and of its parts."""
+        parts = {name: now - self._before[name] for name, now in self.sampler.seconds().items()}
+        return {"perf/gen_s": time.perf_counter() - self._began, **parts}
+
+
 class Rollouts:
     """Samples the windows of a trainer one after the other."""
 
@@ -82,6 +94,7 @@ class Rollouts:
         self._in_flight: InFlight | None = None
         self._ready: Sampled | None = None  # the next window, if it has been waited for already
         self._copy: ModelCopy | None = None
+        self._trained: TrainedModel | None = None
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
@@ -92,7 +105,10 @@ class Rollouts:
             with trainer.vllm.awake() as engine:
                 yield engine
         else:
-            yield trainer.engine or TrainedModel(trainer)
+            if self._copy is not None:
+                self._copy.free()  # memory of a stated size is there once
+            self._trained = self._trained or TrainedModel(trainer)
+            yield trainer.engine or self._trained
 
     def next(self, metrics: dict[str, float]) -> Window | None:
         """The next window; None where dynamic sampling cannot fill it, and `state` then says why
@@ -117,18 +133,18 @@ class Rollouts:
             return
         sampler = self.trainer.sampler
         own = flight.job.result()
-        began, waited = time.perf_counter(), sampler.ahead.waited_s
+        watch = Watch(sampler)
         with region("rollout"):
             engine = flight.make_engine(lambda: None)
             filled = sampler.fill(engine, flight.state, own.windows)
-        took = own.seconds + time.perf_counter() - began
-        waited_s = own.waited_s + sampler.ahead.waited_s - waited
-        found = self._sampled(*filled, flight.state.global_step, took, waited_s)
+        seconds = {name: own.seconds[name] + more for name, more in watch.seconds().items()}
+        found = self._sampled(*filled, flight.state.global_step, seconds)
         self._ready = replace(found, metrics=found.metrics | flight.metrics)
 
     def close(self) -> None:
         """Ends the thread; what it was sampling is dropped, and so is the copy of the model."""
-        flight, self._in_flight, self._copy = self._in_flight, None, None
+        flight, self._in_flight = self._in_flight, None
+        self._copy = self._trained = None
         if flight is not None:
             flight.job.cancel()
 
@@ -137,11 +153,10 @@ class Rollouts:
     def _sample(self) -> Sampled:
         """The next window, now."""
         sampler, state = self.trainer.sampler, self.trainer.state
-        began, waited = time.perf_counter(), sampler.ahead.waited_s
+        watch = Watch(sampler)
         with region("rollout"), self.engine() as engine:
             filled = sampler.fill(engine, state)
-        waited_s = sampler.ahead.waited_s - waited
-        found = self._sampled(*filled, state.global_step, time.perf_counter() - began, waited_s)
+        found = self._sampled(*filled, state.global_step, watch.seconds())
         if self.trainer.args.use_vllm:
             found.metrics["perf/sync_s"] = self.trainer.vllm.sync_s
         return found
@@ -157,11 +172,10 @@ class Rollouts:
         state = replace(trainer.state)  # reward functions see it as it is now
 
         def work(check: Callable[[], None]) -> OwnBatches:
-            began, waited = time.perf_counter(), trainer.sampler.ahead.waited_s
+            watch = Watch(trainer.sampler)
             with region("rollout"):
                 windows = trainer.sampler.own_batches(make_engine(check), state, check)
-            waited_s = trainer.sampler.ahead.waited_s - waited
-            return OwnBatches(windows, time.perf_counter() - began, waited_s)
+            return OwnBatches(windows, watch.seconds())
 
         job = BackgroundJob(work, "fastmpi-rollouts")
         self._in_flight = InFlight(job, make_engine, state, metrics)
@@ -173,6 +187,7 @@ class Rollouts:
             assert isinstance(server, VLLMServerEngine)
             metrics["perf/sync_s"] = self.trainer.vllm.sync_s
             return server.checking
+        self._trained = None  # memory of a stated size is there once
         self._copy = self._copy or ModelCopy(self.trainer)
         self._copy.update()
         return self._copy.engine
@@ -183,15 +198,14 @@ class Rollouts:
         kept: Window,
         batches: int,
         step: int,
-        seconds: float,
-        waited_s: float,
+        seconds: dict[str, float],
     ) -> Sampled:
         trainer, args = self.trainer, self.trainer.args
         saved = trainer.policy_tokens[sampled.rows.numpy()]
         metrics = rollout_metrics(sampled, args.group_size, trainer.accuracy, saved)
-        metrics |= trainer.sampler.custom_metrics
-        metrics["perf/gen_s"] = seconds
-        metrics["perf/data_wait_s"] = waited_s
+        metrics |= {**trainer.sampler.custom_metrics, **seconds}
+        tokens = float(sampled.lengths.sum())
+        metrics["perf/gen_tokens_per_s"] = tokens / seconds["perf/gen_s"]
         if args.dynamic_sampling:
             metrics["sampling/batches"] = float(batches)
         return Sampled(kept, batches, metrics, step)

@@ -7,6 +7,7 @@ random numbers its groups use follow from that number.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class WindowSampler:
         self.batches_drawn = 0
         depth = args.dataloader_prefetch_factor
         self.ahead = Prefetcher(self.draw, depth=depth, size=lambda drawn: drawn.num_bytes)
+        self.reward_s = 0.0  # how long reward functions have taken in all
         self.custom_metrics: dict[str, float] = {}  # what reward functions logged
 
     @property
@@ -142,6 +144,10 @@ class WindowSampler:
         rows = [self.rows[int(i)] for i in indices]
         return DrawnRows(rows, indices, self._groups().prompts(rows))
 
+    def seconds(self) -> dict[str, float]:
+        """What parts of sampling have taken so far, by their metric."""
+        return {"perf/reward_s": self.reward_s, "perf/data_wait_s": self.ahead.waited_s}
+
     def close(self) -> None:
         """Ends the thread that draws ahead."""
         self.ahead.close()
@@ -180,6 +186,7 @@ class WindowSampler:
         names = sorted({name for row in rows for name in row} - {"prompt"})
         columns = {name: [row.get(name) for row in own] for name in names}
         extra: dict[str, list[Any]] = {}
+        began = time.perf_counter()
         result = score(
             self.reward_funcs,
             self.args.reward_weights,
@@ -191,6 +198,7 @@ class WindowSampler:
             log_extra=lambda name, values: extra.update({name: list(values)}),
             log_metric=lambda name, value: self.custom_metrics.update({name: float(value)}),
         )
+        self.reward_s += time.perf_counter() - began
         return Window(
             prompts=[rollout.prompt for rollout in rollouts],
             rows=torch.tensor([int(indices[rollout.row]) for rollout in rollouts]),
