@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from fastmpi.cli import COMMANDS, main
 from fastmpi.evaluation.folder import SuiteSummary
 from fastmpi.evaluation.metrics import Figure
 from fastmpi.flags import Flag, flag_value
+from fastmpi.recipe import STAGES
 from fastmpi.stages import chain, evaluating
 
 
@@ -96,6 +98,16 @@ def test_unknown_key_in_yaml_names_file_and_nearest(tmp_path, capsys):
     config.write_text("lora_rr: 8\n")
     message = error_of(capsys, "sft", "--config", str(config))
     assert message.endswith("sft.yaml: sft has no setting 'lora_rr'; did you mean 'lora_r'?")
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "rl"])
+def test_what_a_stage_has_written_is_a_config(trained, tmp_path, kind):
+    """`config.yaml` beside a model says how to train it again, but not whose code to run."""
+    settings = STAGES[kind](trust_remote_code=True, max_steps=7)
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    words = [kind, "--config", str(tmp_path / "config.yaml"), "--train-dataset", "t.jsonl"]
+    assert main(words) == 0
+    assert trained.plan.config == replace(settings, trust_remote_code=False)
 
 
 @pytest.mark.parametrize("key", ["trust_remote_code", "trust_recipe_code", "config"])

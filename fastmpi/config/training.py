@@ -146,6 +146,14 @@ class TrainingConfig(Settings):
     trust_remote_code: bool = False
     """Run Python code that comes with the model's folder."""
 
+    def to_yaml(self) -> str:
+        """The YAML that `from_yaml` and `--config` read: without trust_remote_code, which whoever
+        runs the code says, and no file."""
+        import yaml
+
+        values = {k: v for k, v in self.to_dict().items() if k != "trust_remote_code"}
+        return str(yaml.safe_dump(values, sort_keys=False))
+
     def __post_init__(self) -> None:
         check_choices(self)
         check_at_least(

@@ -79,15 +79,21 @@ def _clear(folder: Path, mark: str) -> None:
     The mark goes last: whoever is killed here may try again."""
     if not folder.exists():
         return
+    _check_ours(folder, mark)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.rmdir()
+
+
+def _check_ours(folder: Path, mark: str) -> None:
+    if not folder.exists():
+        return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
     # A run that was killed before its first mark was whole leaves nothing else.
     if names is None or (names and mark not in names and names != {mark + ASIDE}):
         raise ValueError(
             f"{folder} is there already and was not made by a recipe; choose another output_dir"
         )
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    folder.rmdir()
 
 
 def run_stage(
@@ -101,11 +107,7 @@ def run_stage(
     trust_remote_code: bool = False,
 ) -> StageRecord:
     """Trains one stage into `folder`, or finds that it is there already."""
-    made_from = made_from_of(plan, start, data)
-    record = StageRecord.of(made_from)
-    found = None if overwrite else StageRecord.read(folder)
-    if found is not None and found.identity != record.identity:
-        raise ValueError(f"{folder} {difference(found.made_from, made_from)}; {_WAY_OUT}")
+    record, found = _records(plan, start, data, folder, overwrite)
     if found is not None and found.done:
         return found
     resumed = found is not None and any(folder.glob("checkpoint-*"))
@@ -131,6 +133,20 @@ def run_stage(
         if is_main:
             record.write(folder)
     return record
+
+
+def _records(
+    plan: StagePlan, start: StageStart, data: DataFiles, folder: Path, overwrite: bool
+) -> tuple[StageRecord, StageRecord | None]:
+    """The stage's record before it has run, and the one that is there; `ValueError` where the
+    folder is of something else."""
+    record = StageRecord.of(made_from_of(plan, start, data))
+    found = None if overwrite else StageRecord.read(folder)
+    if found is not None and found.identity != record.identity:
+        raise ValueError(f"{folder} {difference(found.made_from, record.made_from)}; {_WAY_OUT}")
+    if found is None:
+        _check_ours(folder, RECORD)
+    return record, found
 
 
 @contextmanager
@@ -196,9 +212,10 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     data = prepare_data(recipe, overwrite=overwrite)
-    _check_inputs(recipe, data, trust_recipe_code)
-    output = Path(recipe.output_dir)
     start = StageStart(resolve_model(recipe.model), recipe.model)
+    _check_inputs(recipe, data, trust_recipe_code)
+    _check_folders(recipe, start, data, overwrite)
+    output = save_recipe(recipe)
     records = {}
     for plan in recipe.stages():
         records[plan.kind] = run_stage(
@@ -211,7 +228,6 @@ def run(
             trust_remote_code=trust_remote_code,
         )
         start = StageStart(records[plan.kind].model, records[plan.kind].identity)
-    save_recipe(recipe)
     with _only_main() as is_main:
         if not is_main:
             return RunResult(start.model, records, {})
@@ -232,6 +248,15 @@ def _check_inputs(recipe: Recipe, data: DataFiles, trust_recipe_code: bool) -> N
         reward_functions(plan.reward_funcs, trust_recipe_code)
         read_rows(data.rows(plan.train_dataset))
     check_evaluation(recipe, data)
+
+
+def _check_folders(recipe: Recipe, start: StageStart, data: DataFiles, overwrite: bool) -> None:
+    """What is there of a stage, of the later ones too, must be of this recipe: `config.yaml` says
+    so."""
+    for plan in recipe.stages():
+        folder = Path(recipe.output_dir) / plan.kind
+        record, _ = _records(plan, start, data, folder, overwrite)
+        start = StageStart(str(folder), record.identity)
 
 
 def save_recipe(recipe: Recipe) -> Path:

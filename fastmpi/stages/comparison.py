@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastmpi.environment import versions
+from fastmpi.files import write_whole
 from fastmpi.recipe import Recipe
 from fastmpi.report import Report, build_report, read_run, write_page
 from fastmpi.report.display import JobDisplay, RunningJob
@@ -84,4 +85,4 @@ def _write_summary(path: Path, recipe: Recipe, run: Run, seconds: Mapping[str, f
         "versions": versions(),
         "seconds": {**found["seconds"], **seconds},
     }
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary, indent=1) + "\n")

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastmpi import checkpoint as checkpoints
 from fastmpi.config import FREE_ON_RESUME, TrainingConfig
 from fastmpi.data.cache import BoundedCache
-from fastmpi.files import model_written
+from fastmpi.files import model_written, write_whole
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.balancing import MeasuredBalance
 from fastmpi.stages.clock import MicrobatchClock
@@ -335,8 +335,7 @@ class Trainer(OptimizerStep, ABC):
             is_main=self.accelerator.is_main_process,
         )
         if self.accelerator.is_main_process:
-            config = Path(self.args.output_dir) / "config.yaml"
-            config.write_text(self.args.to_yaml(), encoding="utf-8")
+            write_whole(Path(self.args.output_dir) / "config.yaml", self.args.to_yaml())
         if self._resumed_from is not None:
             tracker.message(f"{self.stage} resumes from {self._resumed_from}")
         return tracker

@@ -80,6 +80,23 @@ def test_other_settings_in_the_same_folder_are_refused(trained, files, tmp_path)
     assert len(trained) == 2
 
 
+def test_a_killed_run_has_its_recipe(trained, files, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(tmp_path, files, sft={"max_steps": 13}))
+    assert Recipe.from_yaml(tmp_path / "run" / "config.yaml").sft == {"max_steps": 13}
+
+
+def test_a_later_stage_of_another_recipe_is_refused_before_the_first_is_trained(
+    trained, files, tmp_path
+):
+    run_recipe(recipe(tmp_path, files, rl={}))
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="run/rl was made with start "):
+        run_recipe(recipe(tmp_path, files, sft={}, rl={}))
+    assert [kind for kind, *_ in trained] == ["rl"]
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
 def test_a_stage_after_a_changed_one_is_not_taken_for_its_own(trained, files, tmp_path):
     run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
     run_recipe(recipe(tmp_path, files, cpt={"max_steps": 3}), overwrite=True)
