@@ -23,6 +23,7 @@ FREE_ON_RESUME = frozenset(
         "per_device_train_batch_size",
         "profile",
         "report_to",
+        "rollout_memory_gib",
         "save_steps",
         "save_strategy",
         "save_total_limit",

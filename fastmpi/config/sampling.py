@@ -25,6 +25,11 @@ class SamplingConfig(TrainingConfig):
     top_k: int = 0
     """Sample from this many most likely tokens; 0: from all."""
 
+    rollout_memory_gib: float | None = None
+    """GiB for keys and values while the model itself samples: allocated once, and kept during
+    updates. As many responses as fit are written together, which changes none of them. None: what
+    they need, on a GPU half of what is free at most, freed before the update."""
+
     use_vllm: bool = False
     """Sample with vLLM (`pip install fastmpi[vllm]`) instead of the model itself. It gets the
     weights before each window that follows an update."""
@@ -81,6 +86,8 @@ class SamplingConfig(TrainingConfig):
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.rollout_memory_gib is not None and not self.rollout_memory_gib > 0:
+            raise ValueError(f"rollout_memory_gib must be positive, not {self.rollout_memory_gib}")
         if self.use_vllm:
             self._check_vllm()
         if self.corrects_sampling:
@@ -91,7 +98,14 @@ class SamplingConfig(TrainingConfig):
         """Whether policy-free responses carry importance weights."""
         return (self.use_vllm or self.async_generate) and self.vllm_importance_sampling_correction
 
+    @property
+    def kept_rollout_bytes(self) -> int:
+        """What sampling holds during updates."""
+        return 0 if self.use_vllm else int((self.rollout_memory_gib or 0) * 2**30)
+
     def _check_vllm(self) -> None:
+        if self.rollout_memory_gib is not None:
+            raise ValueError("rollout_memory_gib is of the built-in engine, not of use_vllm")
         if self.vllm_mode == "server" and not self.vllm_server_base_url:
             raise ValueError("vllm_mode: server needs vllm_server_base_url")
         if self.vllm_mode == "colocate" and self.async_generate:

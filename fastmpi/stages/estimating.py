@@ -44,9 +44,9 @@ class StageEstimate:
     """One stage. tokens, merged_tokens, flops: means of an optimiser step of one process, over the
     `scanned` first steps; flops None where the model cannot be counted. checkpointing: as the
     stage is set. update, other: memory as it is set, and with checkpointing the other way round.
-    features: bytes of cached picture features. work: of each scanned step's micro-batches.
-    encoded: patches of pictures that a frozen vision tower encodes in a step, over the whole stage,
-    since features are kept. notes: what is not in these numbers."""
+    features, kept: bytes of cached picture features, and of rollouts' keys that stay. work: of each
+    scanned step's micro-batches. encoded: patches of pictures that a frozen vision tower encodes in
+    a step, over the whole stage, since features are kept. notes: what is not in these numbers."""
 
     kind: str
     steps: int
@@ -62,12 +62,13 @@ class StageEstimate:
     work: tuple[tuple[Work, ...], ...]
     encoded: float
     rollout: RolloutEstimate | None
+    kept: int
     notes: tuple[str, ...]
 
     @property
     def peak(self) -> int:
         """Bytes of tensors at the stage's dearest moment."""
-        return max(self.update.peak + self.features, self.rollout_peak)
+        return max(self.update.peak + self.features + self.kept, self.rollout_peak)
 
     @property
     def rollout_peak(self) -> int:
@@ -142,6 +143,7 @@ class _Estimator:
             work=tuple(tuple(self._work(batch) for batch in step) for step in steps),
             encoded=self._encoded(steps),
             rollout=rollout,
+            kept=getattr(self.args, "kept_rollout_bytes", 0),
             notes=tuple(self._notes()),
         )
 

@@ -109,7 +109,7 @@ def step_memory(
         training_of(model, args, reference=reference),
         tiled=tiled,
         fused=device.type == "cuda",
-        budget=budget_bytes(args, device),
+        budget=budget_bytes(args, device) - getattr(args, "kept_rollout_bytes", 0),
     )
     return replace(memory, checkpointing=_wants_checkpointing(args, memory))
 

@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 class TrainedModel(NativeEngine):
     """The engine by default: the model itself, with the precision and the features of training.
 
-    model: another with the same tower. progress: see `NativeEngine`."""
+    model: another with the same tower."""
 
-    def __init__(
-        self,
-        trainer: PolicyRolloutTrainer,
-        model: ForestModel | None = None,
-        progress: Callable[..., None] | None = None,
-    ) -> None:
-        super().__init__(model or trainer.model, features=trainer.features.of, progress=progress)
+    def __init__(self, trainer: PolicyRolloutTrainer, model: ForestModel | None = None) -> None:
+        super().__init__(
+            model or trainer.model,
+            memory_gib=trainer.args.rollout_memory_gib,
+            features=trainer.features.of,
+        )
         self._precision = trainer.precision
 
     def generate(self, *args: Any, **kwargs: Any) -> list[list[Response]]:
@@ -56,6 +55,7 @@ class ModelCopy:
         self._pairs = [(named[name], own) for name, own in trainer.parameters.items()]
         device = trainer.model.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._engine: CopiedModel | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -72,7 +72,14 @@ class ModelCopy:
 
     def engine(self, check: Callable[[], None]) -> CopiedModel:
         """Samples with it. check: called after every decoding step; what it raises ends them."""
-        return CopiedModel(self.trainer, self.model, self._stream, check)
+        if self._engine is None:
+            self._engine = CopiedModel(self.trainer, self.model, self._stream)
+        self._engine.progress = lambda *_: check()
+        return self._engine
+
+    def free(self) -> None:
+        """Gives up the memory of its engine."""
+        self._engine = None
 
 
 class CopiedModel(TrainedModel):
@@ -83,9 +90,8 @@ class CopiedModel(TrainedModel):
         trainer: PolicyRolloutTrainer,
         model: ForestModel,
         stream: torch.cuda.Stream | None,
-        check: Callable[[], None],
     ) -> None:
-        super().__init__(trainer, model, progress=lambda *_: check())
+        super().__init__(trainer, model)
         self._stream = stream
 
     def generate(self, *args: Any, **kwargs: Any) -> list[list[Response]]:

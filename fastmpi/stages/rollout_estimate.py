@@ -79,12 +79,14 @@ def _memory(
     engine = NativeEngine(model)
     requests = make_requests(*zip(*asked, strict=True))
     requests = lay_out(requests, model.processor, engine.min_shared_tokens)
+    token_bytes = text.key_value_bytes(precision)
+    stated = args.kept_rollout_bytes
     plan = make_plan(
         requests,
         args.max_completion_length,
         max_responses=engine.max_responses,
-        num_tokens=None,
-        token_bytes=text.key_value_bytes(precision),
+        num_tokens=stated // token_bytes if stated else None,
+        token_bytes=token_bytes,
     )
     lengths = [len(request.prompt.ids) for request in requests for _ in request.members]
     segments = {segment for request in requests for segment in request.segments}

@@ -104,6 +104,17 @@ def test_a_rollout_is_counted_once_a_window(recipe, data, tiny_folder):
     assert long.update.reference == long.update.weights  # beta is above 0
 
 
+def test_a_stated_rollout_memory_stays_during_updates(recipe, data, tiny_folder):
+    model = str(tiny_folder("qwen2_5_vl"))
+    free, stated = (
+        estimate_stage(recipe.stage("rl", {"rollout_memory_gib": gib}), model, data)
+        for gib in (None, 0.5)
+    )
+    held = stated.rollout.memory.shared
+    assert 2**29 - 2**14 < held <= 2**29 == stated.kept and free.kept == 0
+    assert stated.peak >= stated.update.peak + 2**29
+
+
 def test_pictures_are_encoded_once_while_they_fit(recipe, data, tiny_folder, monkeypatch):
     model = str(tiny_folder("qwen2_5_vl"))
     plan = recipe.stage("cpt", {"max_steps": 8})  # of 12 rows in two steps: four epochs

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from fastmpi.rollout import native
 from fastmpi.stages.model_engines import ModelCopy
+from fastmpi.tracking import read_metrics
 
 
 def test_the_copy_holds_what_trains_and_shares_the_rest(world) -> None:
@@ -32,3 +35,40 @@ def test_the_copy_moves_when_told(world) -> None:
     assert not head.equal(trainer.model.head)
     copied.update()
     assert head.equal(trainer.model.head) and copied.model.head is head
+
+
+@pytest.fixture
+def pools(monkeypatch) -> list[int]:
+    """Bytes of each allocation for keys and values."""
+    made: list[int] = []
+    pool = native.KeyValuePool
+
+    def counted(*arguments):
+        made.append((found := pool(*arguments)).nbytes)
+        return found
+
+    monkeypatch.setattr(native, "KeyValuePool", counted)
+    return made
+
+
+def _rewards(trainer) -> list[float]:
+    trainer.train()
+    return [line["reward"] for line in read_metrics(trainer.args.output_dir) if "reward" in line]
+
+
+def test_a_stated_memory_is_allocated_once_a_run_and_changes_nothing(world, pools) -> None:
+    wanted = _rewards(world.trainer("rl", max_steps=3))
+    assert len(pools) == 3
+    for number, gib in enumerate((0.001, 0.0004)):
+        output_dir = str(world.output / str(number))
+        trainer = world.trainer("rl", max_steps=3, rollout_memory_gib=gib, output_dir=output_dir)
+        assert _rewards(trainer) == pytest.approx(wanted)
+        assert len(pools) == 4 + number and pools[-1] <= gib * 2**30
+
+
+def test_the_copys_memory_is_given_up_before_the_model_samples(world, pools) -> None:
+    trainer = world.trainer("rl", max_steps=3, rollout_memory_gib=0.001, async_generate=True)
+    trainer.train()
+    assert len(pools) == 2  # the first window is the model's own, the others the copy's
+    with trainer.rollouts.engine():
+        assert trainer.rollouts._copy is None
