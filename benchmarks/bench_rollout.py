@@ -3,9 +3,10 @@
 All arms have the same weights and prompts, take the likeliest token, and stop at no token, so that
 every response has the same length. What an arm does with equal prompts is its own affair:
 `generate` is transformers', which repeats them; `continuous` its continuous batching, which knows
-no pictures; `fastmpi, prompts apart` holds a copy of the policy for each prompt. `error` is the
-share of tokens that are not those of the float64 model; the weights are random, so that ties are
-near and bfloat16 differs.
+no pictures; `fastmpi, prompts apart` holds a copy of the policy for each prompt; `fastmpi, a
+quarter` has memory for all prompts and a quarter of the responses, so that slots are filled anew.
+`error` is the share of tokens that are not those of the float64 model; the weights are random, so
+that ties are near and bfloat16 differs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from fastmpi.benchmarks.update_rollouts import (
 from fastmpi.data.samples import Prompt
 from fastmpi.models.attention import stock_attention
 from fastmpi.models.forest_model import ForestModel
+from fastmpi.models.sizes import TextShape
 from fastmpi.rollout.native import NativeEngine
+from fastmpi.rollout.pool import token_bytes
 from fastmpi.rollout.sampling import SamplingParams
 
 G = 16
@@ -90,6 +93,14 @@ class Inputs:
     def params(self) -> SamplingParams:
         return SamplingParams(self.shape.new_tokens, temperature=0.0, stop_token_ids=())
 
+    @property
+    def quarter_gib(self) -> float:
+        """For the keys and values of all prompts and a quarter of the responses."""
+        responses = len(self.prompts) * G * (self.shape.new_tokens - 1)
+        prompts = self.shape.policy + sum(len(p.ids) - self.shape.policy for p in self.prompts)
+        size = token_bytes(TextShape.of(self.model.base.config), self.model.dtype)
+        return (prompts + responses // 4) * size / 2**30
+
     def outputs(self, tokens: Sequence[Sequence[int]]) -> Outputs:
         """tokens: of all responses, those of one prompt side by side."""
         assert len(tokens) == len(self.prompts) * G
@@ -117,6 +128,7 @@ def case_of(shape: Shape, device: torch.device) -> Case:
     arms: dict[str, Callable[[], Run]] = {
         "fastmpi": lambda: native(inputs()),
         "fastmpi, prompts apart": lambda: native(inputs(), min_shared_tokens=10**9),
+        "fastmpi, a quarter": lambda: native(inputs(), memory_gib=inputs().quarter_gib),
         "generate": lambda: generate(inputs()),
         "continuous": lambda: continuous(inputs()),
         "vllm": lambda: vllm(inputs()),
