@@ -2,9 +2,10 @@
 
     checkpoint-{step}/     an ordinary model folder: config, weights, tokenizer, image processor
         trainer_state.json what was done so far, and of which model, settings and rows
-        state/             optimizer, adapter and rollout as safetensors, and rng for each process
+        state/             optimizer, adapter and rollout as safetensors, and rng for each process;
+                           under fsdp the optimizer too, with an index
 
-None of it but rng depends on how many processes there are, so another number may continue. The
+How much any process held can be seen in none of it, so another number may continue. The
 state has a folder of its own because servers load every `*.safetensors` beside a config. A
 checkpoint is written aside, flushed to disk and renamed, so one that can be seen is whole. Nothing
 is pickled: neither torch's nor accelerate's own state files are read or written.
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -113,6 +114,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except (FileNotFoundError, SafetensorError) as error:
         raise ValueError(f"{path}: not readable as safetensors ({error})") from error
+
+
+def write_part(
+    checkpoint: Path, name: str, tensors: dict[str, Tensor], rank: int, world_size: int
+) -> None:
+    """This process's rows of each tensor; the first process writes the index, and what is whole."""
+    write_tensors(state_path(checkpoint, name, rank, world_size), tensors)
+    if rank == 0:
+        text = json.dumps({"parts": world_size})
+        _index(checkpoint, name).write_text(text + "\n", encoding="utf-8")
+
+
+def read_parts(checkpoint: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of one part of the state, one at a time: of its one file, or put
+    together from those of `write_part`. ValueError for a missing or damaged file."""
+    index, count = _index(checkpoint, name), 1
+    if index.is_file():
+        try:
+            count = int(json.loads(index.read_text(encoding="utf-8"))["parts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{index}: not readable as JSON ({error})") from error
+    paths = [state_path(checkpoint, name, rank, count) for rank in range(count)]
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path in paths:
+            try:
+                files.append(stack.enter_context(safe_open(path, "pt")))
+            except (FileNotFoundError, SafetensorError) as error:
+                raise ValueError(f"{path}: not readable as safetensors ({error})") from error
+        held = [set(file.keys()) for file in files]
+        for key in files[0].keys():  # noqa: SIM118, a file is no dict
+            parts = [f.get_tensor(key) for f, keys in zip(files, held, strict=True) if key in keys]
+            yield key, torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _index(checkpoint: Path, name: str) -> Path:
+    return checkpoint / STATE_FOLDER / f"{name}.index.json"
 
 
 def write_state(checkpoint: Path, state: dict[str, Any]) -> None:

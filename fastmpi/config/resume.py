@@ -10,6 +10,7 @@ FREE_ON_RESUME = frozenset(
         "ddp_timeout",
         "disable_tqdm",
         "eval_steps",
+        "fsdp",
         "gradient_accumulation_steps",
         "gradient_checkpointing",
         "dataloader_prefetch_factor",

@@ -139,6 +139,11 @@ class TrainingConfig(Settings):
     """Profile three optimiser steps, after two others: a Chrome trace and a table of the ten
     dearest regions in output_dir/profile."""
 
+    fsdp: bool = False
+    """Of several processes each holds a part of the matrices, their gradients and AdamW's state
+    (FSDP2). What runs without gradient, rollouts too, gathers all weights on each of them for as
+    long as it takes."""
+
     ddp_timeout: int = 1800
     """Seconds that a process waits for the others before it gives up. A process that dies ends the
     others at once; this is for those that hang."""

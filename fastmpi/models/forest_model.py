@@ -61,6 +61,9 @@ class ForestModel(nn.Module):
         self.family = FAMILIES[model.config.model_type]
         self.attention_backend = None if attention_backend == "auto" else attention_backend
         self.has_lora = False
+        # Every training pass runs through every layer, backward too, and gives every parameter a
+        # gradient, be it of zeros: for processes that add gradients up during the pass.
+        self.all_gradients = False
 
     @classmethod
     def from_pretrained(
@@ -168,8 +171,17 @@ class ForestModel(nn.Module):
             extra = self.family.text_inputs(
                 shown, batch.image_rows, batch.feature_rows, batch.num_tokens
             )
+        elif self.all_gradients and torch.is_grad_enabled():
+            embeddings = embeddings + self._nothing_seen().to(embeddings.dtype)
         pattern = pattern or ForestPattern(batch.subtree_end, self.attention_backend)
         return self._text(embeddings[None], batch.position_ids[:, None], pattern, **extra)[0]
+
+    def _nothing_seen(self) -> Tensor:
+        """0, with a gradient of zeros for what a picture's features come from."""
+        text = {id(p) for p in self.text_tower.parameters()} | {id(self.head)}
+        tower = [p for p in self.parameters() if p.requires_grad and id(p) not in text]
+        zeros = [p.flatten()[:0].sum(dtype=torch.float32) for p in tower]
+        return torch.stack([torch.zeros((), device=self.device), *zeros]).sum()
 
     def decode(self, tokens: Tensor, positions: Tensor, pattern: AttentionPattern) -> Tensor:
         """Hidden states (B, H) of one more token for each of B sequences.

@@ -13,7 +13,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,17 +28,17 @@ from fastmpi.stages.balancing import MeasuredBalance
 from fastmpi.stages.clock import MicrobatchClock
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.fitting import step_memory
+from fastmpi.stages.launching import is_sharded_run, make_accelerator
 from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.profiling import StepProfiler, peak_gb, region
 from fastmpi.stages.rows import Row, Rows, check_length, policies_digest
-from fastmpi.stages.saving import load_checkpoint, save_checkpoint
+from fastmpi.stages.saving import exported, load_checkpoint, save_checkpoint
+from fastmpi.stages.sharding import Shards
 from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker, check_report_to
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from fastmpi.data.processor import Processor
     from fastmpi.policies import Policy
 
@@ -86,21 +85,14 @@ class Trainer(OptimizerStep, ABC):
         image_folder: str | Path | None = None,
         evaluate: Evaluate | None = None,
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
-
         if train_dataset is None:
             raise ValueError(f"{type(self).__name__} needs a train_dataset")
         self.args = self.config_class() if args is None else args
         if not isinstance(self.args, self.config_class):
             given = type(self.args).__name__
             raise ValueError(f"args must be a {self.config_class.__name__}, not {given}")
-        # Without a device accelerate must be told so, or it takes each process for the only one.
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=self.args.ddp_timeout))
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience]
-        )
-        _check_distribution(self.accelerator)
+        self.accelerator = make_accelerator(self.args)
+        self.is_sharded = is_sharded_run(self.args, self.accelerator)
         self.rows = Rows(train_dataset, self.columns)
         self.eval_rows = None if eval_dataset is None else Rows(eval_dataset, self.columns)
         self.policies, self.evaluate = policies, evaluate
@@ -109,6 +101,7 @@ class Trainer(OptimizerStep, ABC):
         if processing_class is not None:  # what samples and what is saved must be the same one
             self.model.processor = processing_class
         self.processor = self.model.processor
+        self.shards: Shards | None = None
         self.outlines = BoundedCache(MAX_OUTLINE_BYTES)
         self.state = TrainState()
         self._longest: tuple[Row, int, str] = ({"id": ""}, 0, "")  # what fits is known later
@@ -258,7 +251,8 @@ class Trainer(OptimizerStep, ABC):
         return ForestModel.from_pretrained(
             path,
             dtype=getattr(torch, self.args.dtype),
-            device=self.accelerator.device,
+            # shards go to the device one layer at a time, which the whole model may not fit on
+            device="cpu" if self.is_sharded else self.accelerator.device,
             attention_backend=self.args.attention_backend,
             trust_remote_code=self.args.trust_remote_code,
         )
@@ -270,7 +264,8 @@ class Trainer(OptimizerStep, ABC):
 
     def begin(self) -> None:
         """Start state: what is trained, the optimiser, and who this run is. `train` calls it."""
-        self.model.to(self.accelerator.device)
+        if not self.is_sharded:
+            self.model.to(self.accelerator.device)
         self.identity = {
             "stage": self.stage,
             "model": checkpoints.fingerprint(self.model.named_parameters()),
@@ -282,6 +277,8 @@ class Trainer(OptimizerStep, ABC):
             "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},
         }
         self.choose_trained()
+        if self.is_sharded:
+            self.shard()
         self.parameters = trained_parameters(self.model)
         self.optimizer = make_optimizer(self.parameters, self.args)
         self.features = FeatureCache(self.model, self.precision)
@@ -316,6 +313,11 @@ class Trainer(OptimizerStep, ABC):
         elif length > self._longest[1]:
             self._longest = row, length, what
 
+    def shard(self) -> None:
+        """Leaves this process its part of the model; called after `choose_trained`."""
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        self.shards = Shards(self.model, self.accelerator.device, dtype)
+
     @property
     def tracker(self) -> Tracker:
         """Made when the first step's samples are ready, since it is the first thing to write."""
@@ -349,12 +351,13 @@ class Trainer(OptimizerStep, ABC):
             save_checkpoint(self)
         if self.checkpoints_layers:
             self.model.gradient_checkpointing(False)
-        if self.args.use_peft:
+        if self.args.use_peft and not self.is_sharded:
             self.model.merge_lora()
         self.model.eval()
-        if self.accelerator.is_main_process:
-            with model_written(Path(self.args.output_dir)) as folder:
-                self.model.save_pretrained(folder)
+        with exported(self) as model:
+            if self.accelerator.is_main_process:
+                with model_written(Path(self.args.output_dir)) as folder:
+                    model.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         metrics = {
             "step": float(self.state.global_step),
@@ -397,7 +400,8 @@ class Trainer(OptimizerStep, ABC):
         if self.eval_rows is not None:
             metrics |= self.eval_metrics(self.eval_rows)
         if self.evaluate is not None:
-            metrics |= self.evaluate(self.model, at)
+            with self.whole_model() as model:
+                metrics |= self.evaluate(model, at)
         self.model.train()
         if metrics:
             tracker.log(at, {f"eval/{name}": float(value) for name, value in metrics.items()})
@@ -415,12 +419,3 @@ class Trainer(OptimizerStep, ABC):
             key: list(value) if isinstance(value, tuple) else value
             for key, value in self.args.to_dict().items()
         }
-
-
-def _check_distribution(accelerator: Accelerator) -> None:
-    kind = accelerator.distributed_type.value
-    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        raise ValueError(
-            f"cannot train under {kind}: every process holds the whole model (torchrun, or "
-            "accelerate's MULTI_GPU and MULTI_CPU); sharding is not there yet"
-        )

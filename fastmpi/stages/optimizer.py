@@ -6,10 +6,13 @@ Unusual: the learning rate has no state of its own, so resuming needs only the s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fastmpi.stages.sharding import like
 
 if TYPE_CHECKING:
     from fastmpi.config import TrainingConfig
@@ -71,16 +74,17 @@ def optimizer_tensors(
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     parameters: dict[str, torch.nn.Parameter],
-    tensors: dict[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    """Undo every step since `optimizer_tensors`; ValueError for another model's state."""
-    names = {key.rpartition(".")[0] for key in tensors}
-    if names - set(parameters):
-        raise ValueError(
-            f"optimizer state of unknown parameter {sorted(names - set(parameters))[0]!r}"
-        )
-    for key, value in tensors.items():
+    """Undo every step since `optimizer_tensors`, whose tensors are given whole; ValueError for
+    another model's state."""
+    for key, value in tensors:
         name, _, part = key.rpartition(".")
+        if name not in parameters:
+            raise ValueError(f"optimizer state of unknown parameter {name!r}")
         parameter = parameters[name]
         # The step counter stays where AdamW made it: fused kernels want it on the device.
-        optimizer.state[parameter][part] = value.to(parameter.device)
+        counts = part == "step"
+        optimizer.state[parameter][part] = (
+            value.to(parameter.device) if counts else like(parameter, value)
+        )

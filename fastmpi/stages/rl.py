@@ -46,6 +46,7 @@ from fastmpi.stages.rollouts import Rollouts
 from fastmpi.stages.rows import Rows
 from fastmpi.stages.sampler import WindowSampler
 from fastmpi.stages.scoring import importance, with_advantages, with_logprobs
+from fastmpi.stages.sharding import Weights
 from fastmpi.stages.shares import joined_over_processes, lazy_prompts, own_share
 from fastmpi.stages.step import StepInput, outline_bytes
 from fastmpi.stages.vllm_rollouts import VLLMRollouts
@@ -89,6 +90,7 @@ class PolicyRolloutTrainer(Trainer):
         self.vllm = VLLMRollouts(self)
         self.rollouts = Rollouts(self)
         self.reference: ForestModel | None = None
+        self.start_weights: Weights | None = None  # the same of shards
         self.window: Window | None = None
         self.steps_done = 0  # of the window
         super().__init__(
@@ -117,6 +119,11 @@ class PolicyRolloutTrainer(Trainer):
             raise ValueError(
                 "async_generate samples with a copy of the model or with a vLLM server; the engine "
                 "given here may read weights that the update is changing"
+            )
+        if self.args.async_generate and self.is_sharded and not self.args.use_vllm:
+            raise ValueError(
+                "async_generate under fsdp needs a vLLM server (use_vllm): the gathered weights of "
+                "rollouts would stay beside the gradients and activations of the update"
             )
         self.sampler = self._make_sampler()
         if self.sampler.batches_per_epoch == 0:
@@ -151,11 +158,17 @@ class PolicyRolloutTrainer(Trainer):
         return self.args.steps_per_window * self.args.num_iterations
 
     def choose_trained(self, device: torch.device | None = None) -> None:
-        if self.args.beta and not self.args.use_peft:
+        if self.args.beta and not self.args.use_peft and not self.is_sharded:
             backend = self.model.attention_backend or "auto"
             frozen = copy.deepcopy(self.model.model).requires_grad_(False)
             self.reference = ForestModel(frozen, self.processor, attention_backend=backend).eval()
         super().choose_trained(device)
+
+    def shard(self) -> None:
+        super().shard()
+        if self.args.beta and not self.args.use_peft:
+            assert self.shards is not None
+            self.start_weights = self.shards.copies()
 
     # ---- one step ---------------------------------------------------------------------------
 

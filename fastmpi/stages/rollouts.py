@@ -104,6 +104,11 @@ class Rollouts:
         if trainer.engine is None and trainer.args.use_vllm:
             with trainer.vllm.awake() as engine:
                 yield engine
+        elif trainer.engine is None and trainer.is_sharded:
+            with (
+                trainer.whole_model() as model
+            ):  # elsewhere in memory each time, so nothing is kept
+                yield TrainedModel(trainer, model)
         else:
             if self._copy is not None:
                 self._copy.free()  # memory of a stated size is there once

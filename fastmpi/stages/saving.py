@@ -2,12 +2,15 @@
 
 Unusual: a full fine-tuning reads its weights back from the checkpoint's own model folder. Under
 LoRA that folder holds the merged model, which anyone can use, and the adapter is kept beside it,
-because merging cannot be undone to the bit.
+because merging cannot be undone to the bit. Where parameters are sharded, each process writes its
+part of AdamW's state, and the weights are gathered in the first one's memory, a tensor at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ import torch
 from fastmpi import checkpoint as checkpoints
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.optimizer import load_optimizer_tensors, optimizer_tensors
+from fastmpi.stages.sharding import is_sharded, like, local
 from fastmpi.stages.step import TrainState
 
 if TYPE_CHECKING:
@@ -27,20 +31,35 @@ def save_checkpoint(trainer: Trainer) -> None:
     accelerator, args = trainer.accelerator, trainer.args
     rank, size = accelerator.process_index, accelerator.num_processes
     stage_values, stage_tensors = trainer.state_dict()
-    with checkpoints.written_aside(
-        args.output_dir,
-        trainer.state.global_step,
-        is_main=accelerator.is_main_process,
-        barrier=accelerator.wait_for_everyone,
-    ) as folder:
+    with (
+        exported(trainer) as model,
+        checkpoints.written_aside(
+            args.output_dir,
+            trainer.state.global_step,
+            is_main=accelerator.is_main_process,
+            barrier=accelerator.wait_for_everyone,
+        ) as folder,
+    ):
         rng = checkpoints.state_path(folder, "rng", rank, size)
         checkpoints.write_tensors(rng, checkpoints.rng_state())
+        if trainer.shards is not None:
+            _write_part(trainer, folder)
         if accelerator.is_main_process:
             rollout = checkpoints.state_path(folder, "rollout")
             checkpoints.write_tensors(rollout, stage_tensors)
-            _write_shared(trainer, folder, stage_values)
+            _write_shared(trainer, model, folder, stage_values)
     if accelerator.is_main_process:
         checkpoints.prune(args.output_dir, args.save_total_limit)
+
+
+@contextmanager
+def exported(trainer: Trainer) -> Iterator[ForestModel]:
+    """The model, whole on the first process, to be saved. All processes enter together."""
+    if trainer.shards is None:
+        yield trainer.model
+    else:
+        with trainer.shards.exported(trainer.accelerator.is_main_process) as model:
+            yield model
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> None:
@@ -52,7 +71,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     checkpoints.check_same_run(folder, state, trainer.identity)
     rank, size = trainer.accelerator.process_index, int(state["processes"])
     _load_weights(trainer, folder)
-    moments = checkpoints.read_tensors(checkpoints.state_path(folder, "optimizer"))
+    moments = checkpoints.read_parts(folder, "optimizer")
     load_optimizer_tensors(trainer.optimizer, trainer.parameters, moments)
     if rank < size:
         rng = checkpoints.read_tensors(checkpoints.state_path(folder, "rng", rank, size))
@@ -63,14 +82,25 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     trainer.load_state_dict(state["stage_state"], rollout)
 
 
-def _write_shared(trainer: Trainer, folder: Path, stage_values: dict[str, Any]) -> None:
-    """What all processes have in common."""
-    trainer.model.save_pretrained(folder)
+def _write_part(trainer: Trainer, folder: Path) -> None:
+    """This process's part of AdamW's state, and of what is whole the first one's."""
+    rank, size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     moments = optimizer_tensors(trainer.optimizer, trainer.parameters)
-    checkpoints.write_tensors(checkpoints.state_path(folder, "optimizer"), moments)
+    part = {n: local(t) for n, t in moments.items() if is_sharded(t) or rank == 0}
+    checkpoints.write_part(folder, "optimizer", part, rank, size)
+
+
+def _write_shared(
+    trainer: Trainer, model: ForestModel, folder: Path, stage_values: dict[str, Any]
+) -> None:
+    """What all processes have in common."""
+    model.save_pretrained(folder)
+    if trainer.shards is None:
+        moments = optimizer_tensors(trainer.optimizer, trainer.parameters)
+        checkpoints.write_tensors(checkpoints.state_path(folder, "optimizer"), moments)
     if trainer.args.use_peft:
-        adapter = checkpoints.state_path(folder, "adapter")
-        checkpoints.write_tensors(adapter, dict(trainer.parameters))
+        trained = {n: p for n, p in model.named_parameters() if n in trainer.parameters}
+        checkpoints.write_tensors(checkpoints.state_path(folder, "adapter"), trained)
     state = {
         **trainer.identity,
         "train": dataclasses.asdict(trainer.state),
@@ -84,8 +114,9 @@ def _load_weights(trainer: Trainer, folder: Path) -> None:
     if trainer.args.use_peft:
         saved = checkpoints.read_tensors(checkpoints.state_path(folder, "adapter"))
     else:
-        other = ForestModel.from_pretrained(folder, dtype=trainer.model.dtype, probe=False)
+        dtype = trainer.model.dtype
+        other = ForestModel.from_pretrained(folder, dtype=dtype, device="cpu", probe=False)
         saved = dict(other.named_parameters())
     with torch.no_grad():
         for name, parameter in trainer.parameters.items():
-            parameter.copy_(saved[name])
+            local(parameter).copy_(local(like(parameter, saved[name])))

@@ -39,11 +39,13 @@ def with_logprobs(trainer: PolicyRolloutTrainer, window: Window) -> Window:
     """Old and reference log-probs, policy-free, where the loss needs them."""
     old = reference = None
     if trainer.steps_of_window > 1 or trainer.args.corrects_sampling:
-        old = logprobs(trainer, window, trainer.model)
+        with trainer.whole_model() as model:
+            old = logprobs(trainer, window, model)
     if trainer.args.beta:
-        off = trainer.model.adapter_disabled() if trainer.args.use_peft else nullcontext()
-        with off:
-            reference = logprobs(trainer, window, trainer.reference or trainer.model)
+        with trainer.whole_model(trainer.start_weights) as model:
+            off = model.adapter_disabled() if trainer.args.use_peft else nullcontext()
+            with off:
+                reference = logprobs(trainer, window, trainer.reference or model)
     return replace(window, old_logprob=old, ref_logprob=reference)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,18 @@ from torch import Tensor
 from fastmpi.config import TrainingConfig
 from fastmpi.data.batch import ForestBatch, Outline, microbatches, plan_shares
 from fastmpi.data.cache import BoundedCache
-from fastmpi.data.samples import Prompt
+from fastmpi.data.samples import Prompt, Sample
 from fastmpi.models.cost import token_costs
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
 from fastmpi.stages.profiling import region
+from fastmpi.stages.sharding import Shards, Weights, clip_grad_norm, is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from fastmpi.data.processor import Processor
-    from fastmpi.data.samples import Sample
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.stages.balancing import MeasuredBalance
     from fastmpi.stages.clock import MicrobatchClock
@@ -77,12 +77,23 @@ class OptimizerStep:
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     features: FeatureCache
+    shards: Shards | None  # where each process holds a part of the parameters
     memory: StepMemory
     balance: MeasuredBalance | None = None  # over processes, where it is not by tokens
     clock: MicrobatchClock | None = None  # where micro-batches are timed
     outlines: BoundedCache[Outline]  # of rows, where several processes plan who takes which
     state: TrainState
     total_steps: int
+
+    @contextmanager
+    def whole_model(self, weights: Weights | None = None) -> Iterator[ForestModel]:
+        """What runs without gradient: the model, with the weights of now, or of shards those of
+        `weights` (`Shards.copies`). All processes enter together."""
+        if self.shards is None:
+            yield self.model
+        else:
+            with self.shards.gathered(weights) as model:
+                yield model
 
     def optimizer_step(self, step: StepInput) -> dict[str, float]:
         """Gradients of all micro-batches, clipping, AdamW. The metrics are of all processes.
@@ -95,8 +106,7 @@ class OptimizerStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         counts = self.accumulate_gradients(step)
-        max_norm = self.args.max_grad_norm or math.inf
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), max_norm))
+        grad_norm = self._clip(self.args.max_grad_norm or math.inf)
         found = dict.fromkeys(step.objective.names, 0.0) | step.objective.sums.plain()
         sums = self.reduce({**found, **counts})
         self.state.num_tokens += int(sums["perf/tokens"])
@@ -111,6 +121,11 @@ class OptimizerStep:
             "perf/prefix_ratio": tokens / merged,
             "perf/train_s": time.perf_counter() - began,
         }
+
+    def _clip(self, max_norm: float) -> float:
+        if self.shards is not None:
+            return clip_grad_norm(self.parameters.values(), max_norm)
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm))
 
     def _take(self, finite: bool) -> None:
         """AdamW, unless that would spoil the weights. All processes decide alike: loss and norm
@@ -127,6 +142,7 @@ class OptimizerStep:
     def accumulate_gradients(self, step: StepInput) -> dict[str, float]:
         """Adds the whole step's gradient to the parameters; how many tokens this process ran."""
         batches = self.microbatches(step.samples) if step.batches is None else step.batches
+        idle = 0 if self.shards is None else self._most(len(batches)) - len(batches)
         for batch in batches:
             with self._timed(batch):
                 with region("forward"):
@@ -134,8 +150,9 @@ class OptimizerStep:
                 # Not accelerator.backward: it divides by whatever accumulation the environment has.
                 with region("backward"):
                     loss.backward()
-        if self.accelerator.num_processes > 1:
-            self._add_gradients_of_all()
+        for _ in range(idle):
+            self._idle_pass()
+        self._add_gradients_of_all()
         return {
             "perf/tokens": float(sum(batch.num_unshared_tokens for batch in batches)),
             "perf/merged_tokens": float(sum(batch.num_tokens for batch in batches)),
@@ -146,18 +163,37 @@ class OptimizerStep:
             return nullcontext()
         return self.clock.microbatch(batch, self.state.global_step)
 
+    def _most(self, count: int) -> int:
+        """The largest `count` of all processes."""
+        return int(self.gather(torch.tensor([count])).max())
+
+    def _idle_pass(self) -> None:
+        """A pass that adds nothing. Processes gather each layer together, so all make as many
+        passes as the busiest one."""
+        end = self.processor.eos_token_ids[0]
+        nothing = Sample(np.array([end, end]), (), np.zeros(2, np.float32))
+
+        def zero(batch: ForestBatch, hidden: Tensor, head: Tensor, options: HeadOptions) -> Tensor:
+            return hidden[:0].sum() + head[:0].sum()
+
+        self.forward(ForestBatch.from_samples([nothing], self.processor), zero).backward()
+
     def _add_gradients_of_all(self) -> None:
         """The processes' gradients are shares of the step's, as those of micro-batches are.
 
         Done once a step and not during the backward passes: processes may then run unequally many
-        of them, and not every pass needs to reach every parameter.
+        of them, and not every pass needs to reach every parameter; one that none reaches has a
+        gradient of zero, on any number of processes. Those of shards are added up already.
         """
         from torch.distributed import all_reduce
 
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        waiting = [all_reduce(p.grad, async_op=True) for p in self.parameters.values()]
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [p.grad for p in self.parameters.values() if not is_sharded(p)]
+        waiting = [all_reduce(grad, async_op=True) for grad in grads]
         for reduced in waiting:
             reduced.wait()
 

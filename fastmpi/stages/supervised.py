@@ -58,9 +58,9 @@ class SupervisedTrainer(Trainer):
         """The loss over all tokens of all rows, as in training."""
         samples = [self.sample(row) for row in rows]
         loss = NextTokenLoss(sum(float(sample.weights.sum()) for sample in samples))
-        with torch.no_grad():
+        with torch.no_grad(), self.whole_model() as model:
             for batch in self.microbatches(samples):
-                self.forward(batch, loss)
+                self.forward(batch, loss, model)
         return loss.metrics(loss.sums.plain())
 
     @property

@@ -19,6 +19,7 @@ import torch
 
 from fastmpi.rollout.vllm import VLLMEngine
 from fastmpi.rollout.vllm_server import VLLMServerEngine
+from fastmpi.stages.saving import exported
 
 if TYPE_CHECKING:
     from fastmpi.stages.rl import PolicyRolloutTrainer
@@ -60,7 +61,8 @@ class VLLMRollouts:
             self.engine = self._make()
         step = self.trainer.state.global_step
         if step != self._synced_at or not self.engine.awake:
-            self.engine.sync(self.trainer.model)
+            with exported(self.trainer) as model:
+                self.engine.sync(model)
             self._synced_at = step
         self.sync_s = time.perf_counter() - began
         return self.engine

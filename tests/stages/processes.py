@@ -3,8 +3,8 @@
 The jobs of one launch run one after the other, since starting processes costs more than they do. As
 a program: `python processes.py jobs.json`. A job: stage, settings (whose batch is of all processes
 together), rows, model, policies (name -> text), resume (a checkpoint, or None), exact (norms in
-float64 too), and death, if one of its processes is to die: {"rank", "how": "kill" or an error's
-words, "where": see `_deadly`}.
+float64 too), held (a file for what each process held in the end, see `_write_held`), and death, if
+one of its processes is to die: {"rank", "how": "kill" or an error's words, "where": see `_deadly`}.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def run(job: dict[str, Any]) -> None:
         _deadly(trainer, **job["death"])
     with _norms_without_casts() if job.get("exact") else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=job.get("resume"))
+    if "held" in job:
+        _write_held(trainer, job["held"])
 
 
 @contextlib.contextmanager
@@ -64,6 +66,34 @@ def _norms_without_casts() -> Iterator[None]:
         yield
     finally:
         Qwen2_5_VLRMSNorm.forward = stock
+
+
+def _write_held(trainer: Any, file: str) -> None:
+    """ "{file}-{rank}.json": bytes of parameters and of AdamW's state on this process. "{file}.
+    safetensors": the weights as vLLM is given them (rl)."""
+    from safetensors.torch import save_file
+
+    from fastmpi.models.checkpoint_weights import checkpoint_weights
+    from fastmpi.stages.sharding import local
+
+    moments = [v for s in trainer.optimizer.state.values() for n, v in s.items() if n != "step"]
+    held = [sum(local(t).nbytes for t in ts) for ts in (trainer.model.parameters(), moments)]
+    Path(f"{file}-{RANK}.json").write_text(json.dumps(held))
+
+    class Engine:
+        awake = True
+
+        def sync(self, model: Any) -> None:
+            if RANK == 0:
+                save_file(checkpoint_weights(model), f"{file}.safetensors")
+
+        def sleep(self) -> None:
+            pass
+
+    if hasattr(trainer, "vllm"):
+        trainer.vllm.engine = Engine()
+        with trainer.vllm.awake():
+            pass
 
 
 def _deadly(trainer: Any, rank: int, how: str, where: str, log: str) -> None:
@@ -98,8 +128,10 @@ def _deadly(trainer: Any, rank: int, how: str, where: str, log: str) -> None:
         saving.checkpoints.rng_state = after(saving.checkpoints.rng_state)  # type: ignore[attr-defined]
 
 
-def start(jobs: list[dict[str, Any]], file: Path, processes: int) -> list[subprocess.Popen]:
-    """`processes` processes that run `jobs`."""
+def start(
+    jobs: list[dict[str, Any]], file: Path, processes: int, **variables: str
+) -> list[subprocess.Popen]:
+    """`processes` processes that run `jobs`. variables: more of their environment."""
     file.write_text(json.dumps(jobs))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,6 +141,7 @@ def start(jobs: list[dict[str, Any]], file: Path, processes: int) -> list[subpro
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
+        **variables,
     }
     return [
         subprocess.Popen(

@@ -80,11 +80,11 @@ def test_optimizer_state_round_trip_and_decay() -> None:
     again, other = make()
     for name, parameter in again.items():
         parameter.data.copy_(parameters[name])
-    load_optimizer_tensors(other, again, kept)
+    load_optimizer_tensors(other, again, kept.items())
     step(parameters, optimizer), step(again, other)
     assert all(again[name].equal(parameters[name]) for name in again)
     with pytest.raises(ValueError, match="optimizer state of unknown parameter 'w'"):
-        load_optimizer_tensors(other, {"b": again["b"]}, kept)
+        load_optimizer_tensors(other, {"b": again["b"]}, kept.items())
 
 
 def window() -> Window:
