@@ -131,6 +131,8 @@ def _memory(found: StageEstimate) -> list[tuple[str, str]]:
             "the same without sharing": memory.unshared,
             "peak of the rollout": found.rollout_peak,
         }
+    if found.copy is not None:
+        sizes["copy that samples meanwhile"] = found.copy
     sizes["peak of the update"] = update.peak + found.features
     sizes["peak"] = found.peak
     way = "on" if found.checkpointing else "off"

@@ -46,7 +46,8 @@ class StageEstimate:
     stage is set. update, other: memory as it is set, and with checkpointing the other way round.
     features, kept: bytes of cached picture features, and of rollouts' keys that stay. work: of each
     scanned step's micro-batches. encoded: patches of pictures that a frozen vision tower encodes in
-    a step, over the whole stage, since features are kept. notes: what is not in these numbers."""
+    a step, over the whole stage, since features are kept. copy: bytes of the weights that sample
+    while the model trains; None: they take turns. notes: what is not in these numbers."""
 
     kind: str
     steps: int
@@ -63,12 +64,16 @@ class StageEstimate:
     encoded: float
     rollout: RolloutEstimate | None
     kept: int
+    copy: int | None
     notes: tuple[str, ...]
 
     @property
     def peak(self) -> int:
         """Bytes of tensors at the stage's dearest moment."""
-        return max(self.update.peak + self.features + self.kept, self.rollout_peak)
+        update = self.update.peak + self.features
+        if self.rollout is not None and self.copy is not None:
+            return update + self.copy + self.rollout.memory.peak
+        return max(update + self.kept, self.rollout_peak)
 
     @property
     def rollout_peak(self) -> int:
@@ -144,6 +149,7 @@ class _Estimator:
             encoded=self._encoded(steps),
             rollout=rollout,
             kept=getattr(self.args, "kept_rollout_bytes", 0),
+            copy=self._copy(),
             notes=tuple(self._notes()),
         )
 
@@ -227,6 +233,10 @@ class _Estimator:
         row = self.text.hidden * levels * self.precision.compute
         return sum(image.num_tokens for image in images) * row
 
+    def _copy(self) -> int | None:
+        overlaps = getattr(self.args, "async_generate", False) and not self.args.use_vllm
+        return self.memory.training.trained * self.precision.weights if overlaps else None
+
     # ---- counted operations ----------------------------------------------------------------
 
     def _flops(
@@ -249,7 +259,9 @@ class _Estimator:
             yield "the vision tower trains: what it keeps for its backward pass is not counted"
         if self.is_rl and self.args.dynamic_sampling:
             yield "dynamic sampling may draw several batches a window; one is counted"
-        if self.is_rl and getattr(self.args, "use_vllm", False):
+        if self.is_rl and self.args.async_generate:
+            yield "async_generate: time is that of sampling and training in turn"
+        if self.is_rl and self.args.use_vllm:
             yield "responses are counted as the built-in engine holds them, not as vLLM does"
         if self.cuda:
             yield "the formulas of the CUDA kernels were not measured"

@@ -142,6 +142,17 @@ def test_auto_needs_a_budget_where_the_gpu_is_elsewhere(recipe, data, tiny_folde
             estimate_stage(plan, str(model), data, device="cuda")
 
 
+def test_rollouts_beside_the_update_add_up(recipe, data, tiny_folder):
+    model = str(tiny_folder("qwen2_5_vl"))
+    settings = {"async_generate": True, "num_iterations": 1, "beta": 0.0}
+    found = estimate_stage(recipe.stage("rl", settings), model, data)
+    apart = estimate_stage(recipe.stage("rl", {**settings, "async_generate": False}), model, data)
+    assert apart.copy is None and found.copy == found.update.gradients
+    together = found.update.peak + found.features + found.copy + found.rollout.memory.peak
+    assert found.peak == together > apart.peak
+    assert any("in turn" in note for note in found.notes)
+
+
 def test_other_families_have_no_counted_flops(recipe, data, tiny_folder):
     found = estimate_stage(recipe.stage("cpt"), str(tiny_folder("llava")), data)
     assert found.flops is None and found.peak > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from fastmpi.data.samples import Prompt, Sample
 from fastmpi.flags import flag_value, flags_of
 from fastmpi.models.sizes import BatchShape, Precision, TextShape, Training
 from fastmpi.stages.fitting import USUAL_TOKENS, StepMemory, budget_bytes
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from allocations import Allocations  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -165,3 +170,25 @@ def test_one_sequence_has_the_tiles_that_attention_cuts(world):
         cut = BatchShape.of(batch, tiled=True)
         said = BatchShape.of_chain(rows)
         assert (said.tile_pairs, said.tile_keys) == (cut.tile_pairs, cut.tile_keys)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_torch_holds_is_within_the_budget(world, checkpointing):
+    """To the 15 % that the formulas are held to; and the budget is used."""
+    budget = 8 * 2**20
+    trainer = world.trainer(
+        "cpt",
+        rows=[{**row, "id": f"{row['id']}-{i}"} for i in range(8) for row in world.rows],
+        max_tokens_per_microbatch="auto",
+        memory_budget_gib=budget / 2**30,
+        gradient_checkpointing=checkpointing,
+        share_prefix=False,
+        per_device_train_batch_size=80,
+        dataloader_prefetch_factor=0,
+        max_steps=2,
+    )
+    with Allocations() as count:
+        count.hold(trainer.model)
+        trainer.train()
+    assert 0.6 * budget < count.peak < 1.15 * budget
+    assert len(trainer.prepare(0).batches) > 2
