@@ -12,6 +12,7 @@ from fastmpi.benchmarks.harness import Outputs
 from fastmpi.benchmarks.step_loop import Laps, Loop, Stepper
 
 MAX_GRAD_NORM = 1.0
+PARTS = ("rollout", "scoring", "update")
 
 
 class StepRun:
@@ -27,7 +28,8 @@ class StepRun:
         self._laps.reset()
         with self._laps.part("update"):
             self._step()
-        self.parts = self._laps.ms if len(self._laps.ms) > 1 else {}
+        found = self._laps.ms
+        self.parts = {name: found[name] for name in PARTS if name in found and len(found) > 1}
         learned = dict(self._learned)
         self._learned.clear()
         return learned

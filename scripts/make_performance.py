@@ -33,6 +33,17 @@ result on a CPU compares arms on that CPU; it says nothing of a GPU. There the o
 references in plain torch, which multiply 16-bit heads in float32: slower than an eager head in
 bfloat16, and four orders of magnitude more exact."""
 
+NOTES = {
+    "step": """Every arm is a trainer's own `train()`, one step at a time: rollout, scoring, update.
+`grpo`: 16 responses to (image, question), the same work in both arms. `policyrollout`: 8 to that
+and 8 to (policy, image, question), pooled, and all learned after (image, question). TRL has no such
+group: `trl` takes two of 8, the second with the policy in its prompts and in its update, so that it
+learns something else, as its error says; `trl, no policy` takes 16 and shows no policy at all.
+`cpt`: 16 samples after one policy; `packed` is our code without sharing, `trl` transformers' model
+with TRL's head and one plain row a sample. `error` is that of the first step's gradient, from given
+responses.""",
+}
+
 
 def main() -> None:
     """Reads all devices' folders and writes the page."""
@@ -90,6 +101,7 @@ def bench(record: dict[str, Any]) -> str:
         + limits(record["limits"])
         + missing(record["missing"]),
         "",
+        *([NOTES[record["bench"]], ""] if record["bench"] in NOTES else []),
         "| case | arm | ms | times ours | MiB | error |",
         "|---|---|---|---|---|---|",
     ]

@@ -184,6 +184,7 @@ def test_a_step_is_held_against_the_fastest_and_the_smallest_of_trls(page, tmp_p
     assert found[start + "at least 2 times TRL's step, with a policy and without"] == "3.00 met"
     assert found[start + "no more memory than TRL's step"] == "0.75 met"
     assert "| case | arm | rollout, ms | update, ms |" in text
+    assert "learns something else, as its error says" in text.replace("\n", " ")
     assert "| small policyrollout image=9 R=5 8+8 | trl | 6 [6, 6] | 6 [6, 6] |" in text
 
 
