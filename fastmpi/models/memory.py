@@ -33,7 +33,7 @@ KERNEL_CHUNK_BYTES = 704 * 2**20  # of logits, in the kernels over the head
 class UpdateMemory:
     """Bytes of an optimiser step. layers: kept for the backward pass. working: what one layer's
     backward pass needs beside. head: logits and what is made of them. casts: weights in
-    bfloat16 that autocast keeps."""
+    bfloat16 that autocast keeps, or of shards what a pass gathers."""
 
     weights: int
     reference: int
@@ -80,17 +80,30 @@ def update_memory(
         inputs = text.layers * batch.rows * text.hidden * precision.weights
         layers, casts = inputs, casts // text.layers
         working += layer
+    if training.shards > 1:
+        casts = gathered_bytes(text, precision, training)
+    held = training.parameters * precision.weights // training.shards
+    trained = training.trained * precision.weights // training.shards
     return UpdateMemory(
-        weights=training.parameters * precision.weights,
-        reference=training.parameters * precision.weights * training.reference,
-        gradients=training.trained * precision.weights,
-        optimizer=2 * training.trained * precision.weights,
+        weights=held,
+        reference=held * training.reference,
+        gradients=trained,
+        optimizer=2 * trained,
         layers=layers + around_bytes(text, precision, training, batch),
         working=working,
         head=head_bytes(text, precision, training, batch, fused=fused),
         casts=casts,
         accumulates=microbatches > 1,
     )
+
+
+def gathered_bytes(text: TextShape, precision: Precision, training: Training) -> int:
+    """Shards, whole: what is outside of the layers, and the next layer beside the running one, with
+    gradients, those of a layer also in the type that they are added in."""
+    layer = text.linear_parameters // text.layers
+    outside = (training.parameters - text.linear_parameters) * precision.weights
+    gradients = (precision.compute + precision.weights) * (not training.lora_rank)
+    return outside * (1 + training.head) + layer * (2 * precision.compute + gradients)
 
 
 def layer_bytes(

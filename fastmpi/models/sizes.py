@@ -93,7 +93,8 @@ class Precision:
 class Training:
     """What trains. lora_rank: 0 for the weights themselves. adapters: linears of a layer that have
     one. parameters: all of the model's. trained: those with a gradient. head: whether the output
-    embedding trains. reference: whether a frozen copy of the model is kept."""
+    embedding trains. reference: whether a frozen copy of the model is kept. shards: processes that
+    hold a part of each matrix (fsdp)."""
 
     parameters: int
     trained: int
@@ -101,6 +102,7 @@ class Training:
     lora_rank: int = 0
     adapters: int = 7
     reference: bool = False
+    shards: int = 1
 
 
 @dataclass(frozen=True)

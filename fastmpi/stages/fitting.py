@@ -96,17 +96,22 @@ class StepMemory:
 
 
 def step_memory(
-    args: TrainingConfig, model: ForestModel, device: torch.device, *, reference: bool = False
+    args: TrainingConfig,
+    model: ForestModel,
+    device: torch.device,
+    *,
+    reference: bool = False,
+    shards: int = 1,
 ) -> StepMemory:
     """Of training `model`, its trained parts chosen, on `device`. reference: whether a frozen copy
-    is kept beside it."""
+    is kept beside it. shards: processes that share one model."""
     tiled = args.attention_backend == "sdpa" or (
         args.attention_backend == "auto" and device.type != "cuda"
     )
     memory = StepMemory(
         TextShape.of(model.base.config),
         Precision.of(getattr(torch, args.dtype), autocast=args.bf16),
-        training_of(model, args, reference=reference),
+        replace(training_of(model, args, reference=reference), shards=shards),
         tiled=tiled,
         fused=device.type == "cuda",
         budget=budget_bytes(args, device) - getattr(args, "kept_rollout_bytes", 0),

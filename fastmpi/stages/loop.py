@@ -294,15 +294,22 @@ class Trainer(OptimizerStep, ABC):
             self.model.add_lora(args.lora_r, args.lora_alpha, args.lora_target_modules)
         else:
             self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
-        reference = getattr(self, "reference", None) is not None
         device = self.accelerator.device if device is None else device
-        self.memory = step_memory(args, self.model, device, reference=reference)
+        shards = self.accelerator.num_processes if self.is_sharded else 1
+        self.memory = step_memory(
+            args, self.model, device, reference=self.keeps_start, shards=shards
+        )
         self.checkpoints_layers = self.memory.checkpointing
         if self.checkpoints_layers:
             self.model.gradient_checkpointing()
         if args.max_tokens_per_microbatch == "auto":
             row, length, what = self._longest
             check_length(row, length, self.memory.longest, what, "memory_budget_gib has room for ")
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the starting weights are kept beside those that train."""
+        return False
 
     def check_fits(self, row: Row, length: int, what: str = "sample") -> None:
         """ValueError if the row does not fit into a forward pass; where memory says how long that

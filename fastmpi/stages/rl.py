@@ -158,15 +158,20 @@ class PolicyRolloutTrainer(Trainer):
         return self.args.steps_per_window * self.args.num_iterations
 
     def choose_trained(self, device: torch.device | None = None) -> None:
-        if self.args.beta and not self.args.use_peft and not self.is_sharded:
+        if self.keeps_start and not self.is_sharded:
             backend = self.model.attention_backend or "auto"
             frozen = copy.deepcopy(self.model.model).requires_grad_(False)
             self.reference = ForestModel(frozen, self.processor, attention_backend=backend).eval()
         super().choose_trained(device)
 
+    @property
+    def keeps_start(self) -> bool:
+        """For the KL term; under LoRA they are there once the adapter is off."""
+        return self.args.beta > 0 and not self.args.use_peft
+
     def shard(self) -> None:
         super().shard()
-        if self.args.beta and not self.args.use_peft:
+        if self.keeps_start:
             assert self.shards is not None
             self.start_weights = self.shards.copies()
 

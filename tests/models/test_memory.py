@@ -161,6 +161,21 @@ def test_numbers_by_hand():
     assert again.working - said.working == 6 * layer
 
 
+def test_shards_hold_a_part_and_gather_a_layer():
+    text, batch = TextShape(2, 8, 8, 4, 2, 16, 10), BatchShape(6, 3)
+    layer, precision = 2 * 8 * 12 + 3 * 8 * 16, Precision(4, 2)
+    training = Training(2000, 1600, True, reference=True, shards=4)
+    said = update_memory(text, precision, training, batch, checkpointing=False)
+    held = (said.weights, said.reference, said.gradients, said.optimizer)
+    assert held == (2000, 2000, 1600, 3200)
+    gathered = 2 * 4 * (2000 - 2 * layer) + layer * (2 * 2 + 2 + 4)
+    again = update_memory(text, precision, training, batch, checkpointing=True)
+    assert said.casts == again.casts == gathered
+    lora = Training(2000, 100, False, lora_rank=8, shards=4)
+    said = update_memory(text, precision, lora, batch, checkpointing=False)
+    assert said.casts == 4 * (2000 - 2 * layer) + layer * 2 * 2
+
+
 def test_gradients_meet_activations_only_where_there_are_several_micro_batches():
     text, batch = TextShape(2, 8, 8, 4, 2, 16, 10), BatchShape(6, 3)
     training = Training(10**6, 10**6, True)
