@@ -1,17 +1,17 @@
 """Attention of one new token each of many responses: partial results, then their merging.
 
-Legend: B slots, Hq query heads, Hkv key and value heads, r = Hq / Hkv, D head size. An *item* is up
-to `PART_TOKENS` neighbouring tokens of a segment with up to block_m / r of the slots that read it;
-a *part* is what one slot has from one item, or from one split of its own tokens: (Hq, D) numbers,
-normalised, and the log-sum-exp of each head.
+Legend: B slots, C tokens that a slot has room for, Hq query heads, Hkv key and value heads,
+r = Hq / Hkv, D head size. An *item* is up to `PART_TOKENS` neighbouring tokens of a segment with up
+to block_m / r of the slots that read it; a *part* is what one slot has from one item, or from one
+split of its own tokens: (Hq, D) numbers, normalised, and the log-sum-exp of each head.
 
 Unusual: one launch reads everything. Its first programs go through the items (how many there are
 stands on the device), so that tables may have room for many more without a program for each; the
 others take a slot's own tokens, block by block in turn where several share them. A second launch
 merges the parts of a slot, which lie side by side, in the order of its path.
 
-Nothing is added in an order that depends on timing, and the parts of a slot on nothing but its own
-segments and tokens: bits repeat, and other slots of the batch change none of them.
+Nothing is added in an order that depends on timing, and the parts of a slot depend on nothing but
+its own segments and tokens and C: bits repeat, and no other slot of the batch changes them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor
 from fastmpi.kernels.decode_attention_tiles import tile
 from fastmpi.kernels.forest_attention import LOG2_E, LOWEST, block_d, dot_precision
 
-PROGRAMS = 264  # that run at once: two for each multiprocessor of an H200
+ITEM_PROGRAMS = 264  # as many as run at once: two for each multiprocessor of an H200
+OWN_TOKENS = 512  # that a program reads of a slot which is full
 
 
 @triton.jit
@@ -195,13 +196,13 @@ def decode_attention(
     num_slots, heads, head_dim = q.shape
     key_heads, _, capacity, _ = own_keys.shape
     block = tile(head_dim, q.dtype)
-    splits = own_splits(num_slots, key_heads, capacity, block.block_n)
+    splits = -(-capacity // OWN_TOKENS)
     max_parts = len(items)
     rows = max_parts + num_slots * splits
     parts = q.new_empty((rows, heads, head_dim), dtype=torch.float32)
     parts_lse = q.new_empty((rows, heads), dtype=torch.float32)
     out = q.new_empty(q.shape)
-    item_programs = min(PROGRAMS, max_parts * key_heads)
+    item_programs = min(ITEM_PROGRAMS, max_parts * key_heads)
     group = heads // key_heads
     _decode_attention_kernel[(item_programs + num_slots * key_heads * splits,)](
         q, shared_keys, shared_values, own_keys, own_values, own_lengths, items, num_items, parts,
@@ -219,9 +220,3 @@ def decode_attention(
         num_warps=4,
     )  # fmt: skip
     return out
-
-
-def own_splits(num_slots: int, key_heads: int, capacity: int, block_n: int) -> int:
-    """How many programs share a slot's own tokens: as many as keep a GPU busy with all slots."""
-    most = -(-capacity // (4 * block_n))  # a program has four blocks, in a slot that is full
-    return max(1, min(most, PROGRAMS // (num_slots * key_heads)))

@@ -77,6 +77,21 @@ def test_runs_repeat_and_other_slots_change_no_bit():
     assert torch.equal(other[1::3], out[1::3])
 
 
+def test_fewer_slots_change_no_bit():
+    """As when a batch shrinks: the first slots of the same memory."""
+    tree = wave()
+    shape = of(tree, 16, 2, 128, torch.bfloat16)
+    tensors = inputs(tree, shape)
+    out = decode_attention(*tensors, planned(tree, shape, "triton", 999))
+    q, *shared, own_keys, own_values, lengths = tensors
+    for count in (1, 20, 33):
+        below = [(s, [slot for slot in s.slots if slot < count]) for s in tree.segments]
+        few = Tree([s._replace(slots=slots) for s, slots in below if slots], tree.lengths[:count])
+        plan = planned(few, of(few, 16, 2, 128, torch.bfloat16), "triton", 999)
+        own = own_keys[:, :count], own_values[:, :count], lengths[:count]
+        assert torch.equal(decode_attention(q[:count], *shared, *own, plan), out[:count])
+
+
 def test_a_graph_replays_with_grown_lengths_and_other_segments():
     tree = wave()
     shape = of(tree, 16, 2, 128, torch.bfloat16)
