@@ -1,13 +1,15 @@
 """A vision tower that takes pictures as bytes: its first layer becomes the op `patch_embed`.
 
-Unusual: the layer keeps its weights, and for the time of a call another forward. On CUDA an eighth
-of the bytes go to the device, and normalising them costs no pass of its own.
+Unusual: the layer keeps its weights, and for the time of a call another forward; threads that
+encode with one tower, to train and to sample ahead, take turns. On CUDA an eighth of the bytes go
+to the device, and normalising them costs no pass of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +21,8 @@ from fastmpi.ops.patch_embed import patch_embed
 if TYPE_CHECKING:
     from fastmpi.data.images import Image
 
+_one_at_a_time = Lock()
+
 
 def takes_bytes(weight: Tensor, images: Sequence[Image]) -> bool:
     """Whether `images` go into a layer of this weight as bytes: on CUDA, if all are kept so."""
@@ -28,7 +32,8 @@ def takes_bytes(weight: Tensor, images: Sequence[Image]) -> bool:
 
 @contextmanager
 def embeds_bytes(layer: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Iterator[None]:
-    """Inside, `layer` embeds rows (N, channels * patch * patch) of bytes, whatever their dtype.
+    """Inside, `layer` embeds rows (N, channels * patch * patch) of bytes, whatever their dtype;
+    other threads wait outside.
 
     layer: a patch embedding of transformers, whose `proj` is a Conv3d over two frames.
     """
@@ -43,11 +48,12 @@ def embeds_bytes(layer: nn.Module, mean: Sequence[float], std: Sequence[float]) 
         rows = patch_embed(pixels.to(torch.uint8), weight, mean_of_channel, std_of_channel)
         return rows if proj.bias is None else rows + proj.bias.to(rows.dtype)
 
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward
+    with _one_at_a_time:
+        layer.forward = forward
+        try:
+            yield
+        finally:
+            del layer.forward
 
 
 def _as_autocast(weight: Tensor) -> Tensor:

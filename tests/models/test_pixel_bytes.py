@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from time import sleep
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -53,6 +57,31 @@ def test_the_layer_is_itself_again(family, load, monkeypatch):
 
 def _broken(*_):
     raise ZeroDivisionError
+
+
+def test_two_threads_encode_in_turn(load, monkeypatch):
+    """One trains while the other samples ahead, both with the tower that does not train."""
+    forest = load("qwen2_5_vl")
+    images = pictures(forest)
+    monkeypatch.setattr(qwen_vl, "takes_bytes", lambda *_: True)
+    wanted = forest.encode_images(images).rows
+    embed, begun, inside, most = pixel_bytes.patch_embed, Barrier(2), [], []
+
+    def slow(*args):
+        inside.append(None)
+        most.append(len(inside))
+        sleep(0.1)
+        inside.pop()
+        return embed(*args)
+
+    def encode(_):
+        begun.wait(timeout=60)
+        return forest.encode_images(images).rows
+
+    monkeypatch.setattr(pixel_bytes, "patch_embed", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert all(rows.equal(wanted) for rows in threads.map(encode, range(2)))
+    assert most == [1, 1]
 
 
 def test_the_cpu_takes_pixels(load):
