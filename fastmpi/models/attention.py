@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,19 +40,24 @@ class AttentionPattern(Protocol):
 class ForestPattern:
     """The forest rule over one flat sequence: row q sees row k iff `k <= q < subtree_end[k]`.
 
-    subtree_end: (T,) int32. backend: of `ops.forest_attention`, None for its default. The plan
-    is made by the first layer and used by all, also when checkpointing runs them again.
+    subtree_end: (T,) int32. backend: of `ops.forest_attention`, None for its default. unread: (T,)
+    bool, rows whose output nobody reads. The plan is made by the first layer and used by all, also
+    when checkpointing runs them again.
     """
 
-    def __init__(self, subtree_end: Tensor, backend: str | None = None) -> None:
+    def __init__(
+        self, subtree_end: Tensor, backend: str | None = None, unread: np.ndarray | None = None
+    ) -> None:
         self.subtree_end = subtree_end
         self.backend = backend
+        self.unread = unread
         self._plan: ForestPlan | None = None
 
     def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """(1, H, T, D) -> (1, T, Hq, D); see `AttentionPattern`."""
         if self._plan is None:
-            self._plan = plan_forest(self.subtree_end, self.backend or default_backend(q))
+            backend = self.backend or default_backend(q)
+            self._plan = plan_forest(self.subtree_end, backend, unread=self.unread)
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # (T, H, D)
         return forest_attention(q, k, v, self.subtree_end, scale=scale, plan=self._plan)[None]
 

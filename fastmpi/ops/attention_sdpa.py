@@ -31,22 +31,30 @@ MAX_HEIGHT = 128
 class Tiles:
     """Query rows in tiles, and for each tile the rows it reads.
 
-    heights: query rows of each tile. keys: the tiles' key rows, concatenated; num_keys: how many
-    each tile has. masks: per tile (rows, keys) bool.
+    heights: query rows of each tile. asked: of each, whether its output is read at all; what
+    follows is of those alone. keys: the tiles' key rows, concatenated; num_keys: how many each tile
+    has. masks: per tile (rows, keys) bool.
     """
 
     heights: list[int]
+    asked: list[bool]
     keys: Tensor
     num_keys: list[int]
     masks: list[Tensor]
 
 
-def prepare(subtree_end: Tensor) -> Tiles:
-    """The tiles of a forest."""
+def prepare(subtree_end: Tensor, unread: np.ndarray | None = None) -> Tiles:
+    """The tiles of a forest. unread: (T,) bool, rows whose output nobody reads: it will be 0."""
     bounds = tile_bounds(subtree_end.cpu().numpy())
+    asked = [True] * (len(bounds) - 1)
+    if unread is not None:
+        bounds = sorted({*bounds, *(np.flatnonzero(np.diff(unread)) + 1).tolist()})
+        asked = [not unread[start] for start in bounds[:-1]]
     rows = torch.arange(len(subtree_end), device=subtree_end.device)
     keys, masks = [], []
-    for start, stop in pairwise(bounds):
+    for (start, stop), wanted in zip(pairwise(bounds), asked, strict=True):
+        if not wanted:
+            continue
         above = torch.nonzero(subtree_end[:start] > start).squeeze(1)
         inside = rows[start:stop]
         seen = torch.cat([above, inside])
@@ -54,7 +62,7 @@ def prepare(subtree_end: Tensor) -> Tiles:
         masks.append(below & (seen[None, :] <= inside[:, None]))
         keys.append(seen)
     heights = [stop - start for start, stop in pairwise(bounds)]
-    return Tiles(heights, torch.cat(keys or [rows]), [len(seen) for seen in keys], masks)
+    return Tiles(heights, asked, torch.cat(keys or [rows]), [len(seen) for seen in keys], masks)
 
 
 def tile_bounds(subtree_end: np.ndarray) -> list[int]:
@@ -90,16 +98,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tenso
     """(T, Hq, D), (T, Hkv, D) twice -> (T, Hq, D)."""
     if not tiles.masks:
         return torch.empty_like(q)
-    if len(tiles.masks) > 1:  # one tile reads all rows as they are
+    if len(tiles.heights) > 1:  # one tile reads all rows as they are
         k, v = k.index_select(0, tiles.keys), v.index_select(0, tiles.keys)
-    parts = zip(
-        q.split(tiles.heights),
-        k.split(tiles.num_keys),
-        v.split(tiles.num_keys),
-        tiles.masks,
-        strict=True,
+    parts = zip(k.split(tiles.num_keys), v.split(tiles.num_keys), tiles.masks, strict=True)
+    return torch.cat(
+        [
+            _attend_tile(rows, *next(parts), scale) if asked else torch.zeros_like(rows)
+            for rows, asked in zip(q.split(tiles.heights), tiles.asked, strict=True)
+        ]
     )
-    return torch.cat([_attend_tile(*part, scale) for part in parts])
 
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

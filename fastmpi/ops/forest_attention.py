@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,11 +89,18 @@ def default_backend(q: Tensor) -> str:
     return "sdpa" if refused or q.device.type != "cuda" else "triton"
 
 
-def plan_forest(subtree_end: Tensor, backend: str) -> ForestPlan:
-    """Prepares `backend` for one forest. `ValueError` for a bad forest or backend."""
+def plan_forest(
+    subtree_end: Tensor, backend: str, *, unread: np.ndarray | None = None
+) -> ForestPlan:
+    """Prepares `backend` for one forest. `ValueError` for a bad forest or backend.
+
+    unread: (T,) bool, rows whose output nobody reads; "sdpa" leaves it 0, the others make it.
+    """
     _check_forest(subtree_end)
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if backend == "sdpa":
+        return ForestPlan(subtree_end, backend, attention_sdpa.prepare(subtree_end, unread))
     prepared = None if backend == "reference" else _MODULES[backend].prepare(subtree_end)
     return ForestPlan(subtree_end, backend, prepared)
 

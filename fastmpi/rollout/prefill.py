@@ -53,12 +53,13 @@ def prefill(
     with torch.inference_mode():
         new = {segment: at for segment, at in places.items() if segment not in held}
         old = {segment: at for segment, at in places.items() if segment in held}
-        inner = ForestPattern(batch.subtree_end.to(model.device), model.attention_backend)
+        ends = batch.subtree_end.to(model.device)
+        inner = ForestPattern(ends, model.attention_backend, ~read if old else None)
         pattern = _Reading(inner, holder, new, old, rows, model.device)
         hidden = model.hidden(part.to(model.device), images, pattern)
         last = batch.flat_index[batch.offsets[1:] - 1].numpy()
-        ends = hidden[torch.from_numpy(np.searchsorted(rows, last)).to(model.device)]
-    for request, end, position in zip(requests, ends, _next_positions(batch), strict=True):
+        at_ends = hidden[torch.from_numpy(np.searchsorted(rows, last)).to(model.device)]
+    for request, end, position in zip(requests, at_ends, _next_positions(batch), strict=True):
         request.hidden, request.position = end, position
 
 

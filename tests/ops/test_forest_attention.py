@@ -205,3 +205,17 @@ def test_refusals():
         forest_attention(q, k, v, end, backend="fast")
     with pytest.raises(ValueError, match="'flex' needs a CUDA device, not 'cpu'"):
         forest_attention(q, k, v, end, backend="flex")
+
+
+@pytest.mark.parametrize("total", [7, 300])
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_rows_that_nobody_reads_cost_the_others_nothing(total, backend):
+    end = random_forest(total, 3)
+    unread = np.random.default_rng(0).random(total) < 0.5
+    unread[: total // 2] = True
+    tensors = inputs(total)
+    plan = plan_forest(end, backend, unread=unread)
+    out = forest_attention(*tensors, end, plan=plan)
+    read = torch.from_numpy(~unread)
+    torch.testing.assert_close(out[read], reference(*tensors, end)[read], rtol=0, atol=1e-12)
+    assert backend == "reference" or not out[~read].any()
