@@ -19,9 +19,9 @@
 #   LIMIT=570 TESTS=0 BENCHES= ...                                          compute-sanitizer
 #
 # Where the tests of an op fail, mend it before its bench: a bench judges errors too, but says less.
-# Where a bench ran out of time, RUNS=5 and `fastmpi bench NAME --case TEXT --json FILE` go on with
-# what is missing. JOBS: processes of the tests, which mostly wait for the
-# compiler; each may hold 30 GB.
+# Where a bench ran out of time, `fastmpi bench NAME --case TEXT --json FILE` adds a case to its file
+# (under the same --runs), and RUNS=5 makes all of them shorter. JOBS: processes of the tests, which
+# mostly wait for the compiler; each may hold 30 GB.
 set -uo pipefail
 folder=$(realpath -m "${1:?usage: scripts/measure_gpu.sh FOLDER}")
 root=$(realpath "$(dirname "$0")/..")
@@ -77,7 +77,7 @@ LINES_SHOWN=40
 benches='from fastmpi.bench import BENCHES as b; print(*(n for n in b if not b[n].endswith("CPU")))'
 for bench in ${BENCHES-$("$python" -c "$benches")}; do
   runs=${RUNS:-}
-  [ "$bench" = rollout ] && runs=${RUNS:-3} # of half a minute each
+  case $bench in rollout | step) runs=${RUNS:-3} ;; esac # of up to a minute each
   step "bench-$bench" 600 "$python" -m fastmpi bench "$bench" --json "$folder/$bench.json" \
     ${runs:+--runs "$runs"}
 done
