@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastmpi.rollout import native
-from fastmpi.stages.model_engines import ModelCopy
+from fastmpi.rollout.sampling import SamplingParams
+from fastmpi.stages.model_engines import ModelCopy, TrainedModel
 from fastmpi.tracking import read_metrics
 
 
@@ -35,6 +36,26 @@ def test_the_copy_moves_when_told(world) -> None:
     assert not head.equal(trainer.model.head)
     copied.update()
     assert head.equal(trainer.model.head) and copied.model.head is head
+
+
+def test_the_copy_samples_what_the_model_would(world) -> None:
+    """On CUDA too, where its stream must wait for the weights."""
+    trainer = world.trainer("rl", async_generate=True)
+    trainer.begin()
+    copied = ModelCopy(trainer)
+    prompts, params = [trainer.prompt(row) for row in range(4)], SamplingParams(8, seed=3)
+    with torch.no_grad():
+        if copied._stream is not None:
+            torch.cuda._sleep(10**9)  # the copy is asked for long before the weights are there
+        trainer.model.head.neg_()
+    copied.update()
+    found = copied.engine(lambda: None).generate(prompts, 3, params)
+    expected = TrainedModel(trainer).generate(prompts, 3, params)
+    assert all(
+        a.ids.tolist() == b.ids.tolist()
+        for these, those in zip(found, expected, strict=True)
+        for a, b in zip(these, those, strict=True)
+    )
 
 
 @pytest.fixture
