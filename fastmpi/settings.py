@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -133,6 +134,9 @@ def _coerce_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:
 
 def _float(name: str, value: int | float | str) -> float:
     try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"{name}: expected a number, found {value!r}") from None
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}: expected a number, found {value!r:.40}") from None
+    if not math.isfinite(number):  # no comparison with a bound finds a NaN
+        raise ValueError(f"{name}: expected a finite number, found {value!r}")
+    return number

@@ -57,6 +57,12 @@ def test_unknown_key_names_the_nearest() -> None:
     ("values", "message"),
     [
         ({"learning_rate": "fast"}, "learning_rate: expected a number"),
+        ({"learning_rate": 10**400}, "learning_rate: expected a number, found 1000"),
+        ({"num_train_epochs": float("nan")}, "num_train_epochs: expected a finite number"),
+        ({"num_train_epochs": ".inf"}, "num_train_epochs: expected a number"),
+        ({"adam_epsilon": "inf"}, "adam_epsilon: expected a finite number"),
+        ({"seed": 2**70}, "seed must be in "),
+        ({"seed": -1}, "seed must be in "),
         ({"seed": 1.5}, "seed: expected int"),
         ({"bf16": 1}, "bf16: expected bool"),
         ({"lr_scheduler_type": "step"}, "'step' is not one of linear, cosine, constant"),
@@ -67,7 +73,7 @@ def test_unknown_key_names_the_nearest() -> None:
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "warmup_steps or warmup_ratio, not both"),
         ({"report_to": ["console"]}, "'console' is not one of tensorboard, wandb"),
         ({"save_total_limit": 0}, "save_total_limit must be at least 1"),
-        ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number"),
     ],
 )
 def test_bad_values(values: dict, message: str) -> None:

@@ -182,8 +182,8 @@ class TrainingConfig(Settings):
             "max_grad_norm",
             "eval_steps",
             "dataloader_prefetch_factor",
-            "seed",
         )
+        check_between(self, 0, 2**63 - 1, "seed")  # what torch's generators take
         if self.max_tokens_per_microbatch != "auto":
             check_at_least(self, 1, "max_tokens_per_microbatch")
         if self.max_steps != -1:

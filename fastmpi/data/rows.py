@@ -8,6 +8,7 @@ list, or from a `datasets.Dataset`. All rows are read at once, but their picture
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 
 TEXT_COLUMNS = ("id", "policy_id", "prompt", "reasoning", "answer")
 NEEDED = ("prompt",)
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _parsed(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 
@@ -101,6 +103,8 @@ def _checked(data: Any, number: int, checks: _Checks) -> Row:
         if row.get(column) is not None and not isinstance(row[column], str):
             kind = type(row[column]).__name__
             raise ValueError(f"{column!r} is text, not {kind}")
+        if _HALF_A_PAIR.search(row.get(column) or ""):
+            raise ValueError(f"{column!r} holds half a surrogate pair, which is no character")
     _check_policy(row, checks.policies)
     row["images"] = _images(row, checks)
     return row

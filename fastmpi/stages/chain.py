@@ -165,18 +165,24 @@ def build_trainer(
     plan: StagePlan, model: str | ForestModel, data: DataFiles, *, trust_recipe_code: bool = False
 ) -> Any:
     """The stage's trainer, with rows and policies read from their files."""
+    rows = data.rows(plan.train_dataset)
     module, name = TRAINERS[plan.kind]
     trainer = getattr(importlib.import_module(module), name)
     arguments: dict[str, Any] = {
         "model": model,
         "args": plan.config,
-        "train_dataset": read_rows(data.rows(plan.train_dataset)),
+        "train_dataset": read_rows(rows),
     }
     if data.policies is not None:
         arguments["policies"] = PolicySet.from_jsonl(data.policies)
     if plan.reward_funcs:
         arguments["reward_funcs"] = reward_functions(plan.reward_funcs, trust_recipe_code)
-    return trainer(**arguments)
+    try:
+        return trainer(**arguments)
+    except ValueError as error:  # a trainer knows its rows, and not where they are from
+        if not str(error).startswith("row "):
+            raise
+        raise ValueError(f"{rows}: {error}") from error
 
 
 def reward_functions(names: Sequence[str], trust_recipe_code: bool) -> list[RewardFunction]:

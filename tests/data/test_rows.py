@@ -72,6 +72,9 @@ def test_what_is_written_also_loads_as_a_json_data_set(folder: Path, tmp_path: P
     ("bad", "message"),
     [
         ("{", "rows.jsonl, line 2 is not JSON"),
+        ("[" * 100_000, "rows.jsonl, line 2 is not JSON"),
+        ('{"n": ' + "9" * 5000 + "}", "rows.jsonl, line 2 is not JSON"),
+        (row(2, prompt="\ud800"), "line 2: 'prompt' holds half a surrogate pair"),
         ([1], "line 2: a row is an object, not list"),
         (row(2, answer=None), "line 2: there is no 'answer'"),
         (row(2, answer=3), "line 2: 'answer' is text, not int"),

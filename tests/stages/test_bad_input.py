@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fastmpi.recipe import stage_plan
+from fastmpi.stages.chain import build_trainer
+from fastmpi.stages.record import DataFiles
 
 
 def with_row(world: Any, index: int, **changes: Any) -> list[dict]:
@@ -128,3 +134,13 @@ def test_refuses_what_cannot_be_hooked(world, tmp_path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="dropout"):
         SFTTrainer(folder, train_dataset=world.rows)
+
+
+def test_a_row_of_a_file_is_named_with_its_file(world, tmp_path: Path) -> None:
+    rows = [{**row, "images": []} for row in world.rows]
+    del rows[3]["reasoning"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = stage_plan("sft", {"train_dataset": str(path)})
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row 'row-3' has no 'reasoning'"):
+        build_trainer(plan, str(world.model), DataFiles(None, None, None, None))
