@@ -12,10 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fastmpi.config import TrainingConfig
+from fastmpi.data.batch import ForestBatch
+from fastmpi.data.prompts import render
+from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.launching import make_accelerator
+from fastmpi.stages.sharding import Shards, is_sharded
 from fastmpi.tracking import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -105,6 +110,46 @@ def shares(folder: Path, name: str) -> None:
         if name.endswith("full") or kind == 1:  # without training the tower stays whole
             assert all(of[kind] < 1.08 * all_bytes / 3 for of in held), (name, held, whole)
         assert sum(of[kind] for of in held) >= all_bytes or kind == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_one_process_of_one(world, tmp_path: Path, device: str) -> None:
+    """In mixed precision, with and without a picture: as without shards, on any device."""
+    backend, store = "nccl" if device == "cuda" else "gloo", f"file://{tmp_path}/store"
+    torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
+    try:
+        whole, model = world.load(), world.load().to("cpu")  # the shards go to the device
+        row = world.rows[0]
+        prompts = [render(row, whole.processor), render({**row, "images": []}, whole.processor)]
+        for forest in (whole.to(device), model):
+            forest.set_trainable(False, False, False)
+            forest.train()
+        start = {name: p.detach().cpu().clone() for name, p in whole.named_parameters()}
+        shards = Shards(model, torch.device(device), torch.bfloat16)
+        for prompt in prompts:
+            batch = ForestBatch.from_prompts([prompt], whole.processor).to(device)
+            losses = [_backward(forest, batch) for forest in (whole, model)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        for (name, one), other in zip(whole.named_parameters(), model.parameters(), strict=True):
+            grad = other.grad.full_tensor() if is_sharded(other) else other.grad
+            assert torch.allclose(one.grad, grad, rtol=1e-3, atol=1e-6), name
+        with shards.gathered() as copy, torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            assert copy.hidden(batch).equal(whole.eval().hidden(batch))
+        with shards.exported(is_main=True) as copy:
+            assert all(p.cpu().equal(start[name]) for name, p in copy.named_parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _backward(forest: ForestModel, batch: ForestBatch) -> float:
+    def loss(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (hidden.float() @ head.T).logsumexp(1).mean()
+
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+        value = forest(batch, loss)
+    value.backward()
+    return float(value.detach())
 
 
 @pytest.mark.slow
