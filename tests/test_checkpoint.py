@@ -150,3 +150,22 @@ def test_killed_while_it_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert checkpoint.checkpoints(tmp_path) == [tmp_path / "checkpoint-2"]
     write(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_parts_of_several_processes_are_one_state(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    whole = {"cut": torch.arange(15.0).reshape(5, 3), "small": torch.ones(1, 2)}
+    for rank in range(3):
+        part = {"cut": whole["cut"][2 * rank : 2 * rank + 2], "small": whole["small"][rank:]}
+        part["small"] = part["small"] if rank == 0 else torch.zeros(0, 2)
+        only_first = {"whole": torch.tensor(7.0)} if rank == 0 else {}
+        checkpoint.write_part(tmp_path, "optimizer", part | only_first, rank, 3)
+    found = dict(checkpoint.read_parts(tmp_path, "optimizer"))
+    assert found.keys() == {"cut", "small", "whole"} and found["whole"] == 7
+    assert found["cut"].equal(whole["cut"]) and found["small"].equal(whole["small"])
+    checkpoint.state_path(tmp_path, "optimizer", 1, 3).write_bytes(b"half")
+    with pytest.raises(ValueError, match="optimizer-00002-of-00003.safetensors: not readable"):
+        dict(checkpoint.read_parts(tmp_path, "optimizer"))
+    (tmp_path / "state" / "optimizer.index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"optimizer.index.json: not readable as JSON"):
+        dict(checkpoint.read_parts(tmp_path, "optimizer"))
