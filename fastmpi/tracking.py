@@ -152,7 +152,7 @@ def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
 def _metrics_of(path: Path, number: int, line: bytes) -> dict[str, float]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number} is damaged: {error}") from None
     if not isinstance(values, dict) or "step" not in values:
         raise ValueError(f"{path}, line {number} is damaged: it is no log of a step")

@@ -35,6 +35,7 @@ RUN, SUMMARY, ITEMS = "run.json", "summary.json", "items"
 ARMS = ("task", "in-context", "override", "forgetting")  # each is one pass over some rows
 SUITES = ("task", "in-context", "override", "referral", "branching", "forgetting", "efficiency")
 _ROWS_OF = {"task": "test", "in-context": "test", "override": "override"}
+_OF_AN_ITEM = ("id", "response")
 _SPLITS = ("by_policy", "by_depth", "by_outcome")
 
 Figures = Mapping[str, Figure]
@@ -105,7 +106,11 @@ class EvaluationFolder:
         path = self.items_path(arm)
         if not path.is_file():
             raise ValueError(f"{path} does not exist: the arm was not asked, or is not complete")
-        return read_jsonl(path)
+        items = read_jsonl(path)
+        for number, item in enumerate(items, 1):
+            if missing := [key for key in _OF_AN_ITEM if key not in item]:
+                raise ValueError(f"{path}, line {number} is damaged: it has no {missing[0]!r}")
+        return items
 
     @property
     def has_summary(self) -> bool:
@@ -140,7 +145,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; anything else is a `ValueError` that names the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"{path} cannot be read: {why}") from None
     if not isinstance(values, dict):
@@ -160,7 +165,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             if line:
                 items.append(dict(json.loads(line)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is damaged: {error}") from None
     return items
 

@@ -76,13 +76,17 @@ class PolicySet(Mapping[str, Policy]):
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path}: no such file of policies")
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
         policies = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 policies.append(_read_policy(json.loads(line), path.parent))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
         if not policies:
             raise ValueError(f"{path} has no policies")

@@ -98,7 +98,7 @@ class StageRecord:
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
     def write(self, folder: Path) -> None:

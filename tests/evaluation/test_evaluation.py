@@ -8,6 +8,7 @@ import pytest
 
 from fastmpi.evaluation import evaluation
 from fastmpi.evaluation.answering import AnswerFile
+from fastmpi.evaluation.folder import EvaluationFolder
 from fastmpi.evaluation.items import Answer
 from fastmpi.evaluation.suites import run_suites
 from fastmpi.models.forest_model import ForestModel
@@ -178,3 +179,19 @@ def test_answers_of_other_rows_are_refused(tmp_path):
         kept.whole_batches(rows, 1)
     assert kept.whole_batches(rows[1:], 7) == [Answer("b", "\ud800", 1, 1, True)]
     assert kept.whole_batches([*rows[1:], *rows], 2) == []
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "3", '{"id": "a"}', "{"])
+def test_a_damaged_item_is_named(tmp_path, line):
+    path = tmp_path / "items" / "task.jsonl"
+    path.parent.mkdir()
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"items/task\.jsonl, line 1 is damaged"):
+        EvaluationFolder(tmp_path).items("task")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", "{"])
+def test_a_damaged_summary_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        _ = EvaluationFolder(tmp_path).run

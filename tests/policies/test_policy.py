@@ -110,3 +110,10 @@ def test_blank_lines_and_no_policies(tmp_path):
     PolicySet.from_policies([Policy("a", [{"role": "system", "content": "x"}], [])]).to_jsonl(path)
     path.write_text(path.read_text() + "\n")
     assert list(PolicySet.from_jsonl(path)) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"{"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "policies.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"policies\.jsonl"):
+        PolicySet.from_jsonl(tmp_path / "policies.jsonl")

@@ -200,7 +200,8 @@ def test_reward_code_needs_trust(tmp_path, monkeypatch):
     assert half(["x"]) == [0.5]
 
 
-def test_damaged_record_is_named(tmp_path):
-    (tmp_path / "stage.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "stage.json").write_text(text)
     with pytest.raises(ValueError, match="stage.json is damaged"):
         StageRecord.read(tmp_path)
