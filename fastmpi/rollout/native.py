@@ -41,10 +41,10 @@ class NativeEngine:
     need, on CUDA half of what is free at most, and nothing is kept.
     max_responses: written together at most. max_prompt_tokens: read together at most (a prompt is
     never split). min_shared_tokens: from how many tokens on the common beginning of several prompts
-    is held once for all of them. cuda_graphs: steps on CUDA are captured and replayed; not for a
-    model whose forward pass gathers its weights. None of these changes a response. features: where
-    the features of pictures come from, a cache shared with training for instance; None from it, or
-    no such function: encoded here. progress: called after every decoding step.
+    is held once for all of them. cuda_graphs: with memory_gib, steps on CUDA are captured and
+    replayed; not for a model whose forward pass gathers its weights. None of these changes a
+    response. features: where the features of pictures come from, a cache shared with training for
+    instance; None from it, or no such function: encoded here. progress: called after every step.
     """
 
     def __init__(
@@ -148,15 +148,17 @@ class NativeEngine:
         return torch.get_autocast_dtype(device) if enabled else self.model.dtype
 
     def _decoder(self, plan: Plan, parts: int, params: SamplingParams) -> Decoder:
-        """The last call's, if nothing that it depends on has changed."""
-        key = (plan, self._dtype, 2 ** (parts - 1).bit_length(), replace(params, seed=0))
-        key = (*key, self.model.device, *weights_key(self.model))
-        if self._kept is not None and self._kept[0] == key and self._kept[1].asynchronous:
-            return self._kept[1]
-        decoder = self._new_decoder(plan, key[2], params)
-        if self.memory_gib is not None:
-            self._kept = (key, decoder)
-        return decoder
+        """The last call's, with its graphs, if nothing that it depends on has changed."""
+        parts = 1 << (parts - 1).bit_length()  # so that it seldom changes
+        if self.memory_gib is None:
+            return self._new_decoder(plan, parts, params)
+        key: tuple[object, ...] = (plan, self._dtype, parts, replace(params, seed=0))
+        if self.cuda_graphs:
+            key = (*key, *weights_key(self.model))
+            if self._kept is not None and self._kept[1].asynchronous and self._kept[0] == key:
+                return self._kept[1]
+        self._kept = (key, self._new_decoder(plan, parts, params))
+        return self._kept[1]
 
     def _new_decoder(self, plan: Plan, parts: int, params: SamplingParams) -> Decoder:
         model, heads = self.model, TextShape.of(self.model.base.config).heads
@@ -164,7 +166,8 @@ class NativeEngine:
         slots = Slots(plan.num_slots, params.max_tokens, params.stop_token_ids or (), model.device)
         forbidden = model.processor.forbidden_token_ids
         sampler = Sampler(params, model.head, model.softcap, forbidden)
-        return Decoder(model, cache, slots, sampler, cuda_graphs=self.cuda_graphs)
+        graphs = self.cuda_graphs and self.memory_gib is not None
+        return Decoder(model, cache, slots, sampler, cuda_graphs=graphs)
 
     def _pool(self, plan: Plan) -> KeyValuePool:
         wanted = (plan.num_tokens, self._dtype, self.model.device)
