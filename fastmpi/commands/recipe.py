@@ -16,6 +16,7 @@ from fastmpi.commands.command import (
     quiet,
 )
 from fastmpi.commands.suites_table import print_suites
+from fastmpi.files import write_whole
 from fastmpi.flags import add_flags, flags_of, parse, plain_value
 from fastmpi.recipe import Recipe, find_recipe
 
@@ -47,7 +48,7 @@ def compare(command: Command, words: Sequence[str]) -> int:
         page = comparison.compare(recipe, console, **_trust(own))
     except JobError as error:
         path = Path(recipe.output_dir) / "error.txt"
-        path.write_text(error.details or str(error), encoding="utf-8")
+        write_whole(path, error.details or str(error))
         print(f"error: {error}; the traceback is in {path}", file=sys.stderr)
         return 1
     assert page.glance is not None
