@@ -259,6 +259,8 @@ class _Estimator:
             yield "the vision tower trains: what it keeps for its backward pass is not counted"
         if self.is_rl and self.args.dynamic_sampling:
             yield "dynamic sampling may draw several batches a window; one is counted"
+        if self.args.fsdp:
+            yield "fsdp: these are the numbers of one process that holds the whole model"
         if self.is_rl and self.args.async_generate:
             yield "async_generate: time is that of sampling and training in turn"
         if self.is_rl and self.args.use_vllm:

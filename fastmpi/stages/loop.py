@@ -27,7 +27,7 @@ from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.balancing import MeasuredBalance
 from fastmpi.stages.clock import MicrobatchClock
 from fastmpi.stages.features import FeatureCache
-from fastmpi.stages.fitting import step_memory
+from fastmpi.stages.fitting import StepMemory, step_memory
 from fastmpi.stages.launching import is_sharded_run, make_accelerator
 from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
@@ -287,24 +287,29 @@ class Trainer(OptimizerStep, ABC):
 
     def choose_trained(self, device: torch.device | None = None) -> None:
         """Which parameters train, and what then fits into memory; called with the stage's starting
-        weights in place. device: the one to fit, by default the run's own."""
+        weights in place. device: the one to fit where a setting asks for it, by default the run's
+        own; one that is given asks too."""
         args = self.args
         if args.use_peft:
             torch.manual_seed(args.seed)  # a new adapter's weights
             self.model.add_lora(args.lora_r, args.lora_alpha, args.lora_target_modules)
         else:
             self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
-        device = self.accelerator.device if device is None else device
-        shards = self.accelerator.num_processes if self.is_sharded else 1
-        self.memory = step_memory(
-            args, self.model, device, reference=self.keeps_start, shards=shards
-        )
-        self.checkpoints_layers = self.memory.checkpointing
+        on = args.gradient_checkpointing
+        if device is not None or "auto" in (on, args.max_tokens_per_microbatch):
+            self.memory = self._step_memory(device or self.accelerator.device)
+        self.checkpoints_layers = bool(on) if self.memory is None else self.memory.checkpointing
         if self.checkpoints_layers:
             self.model.gradient_checkpointing()
-        if args.max_tokens_per_microbatch == "auto":
+        if self.memory is not None and args.max_tokens_per_microbatch == "auto":
             row, length, what = self._longest
             check_length(row, length, self.memory.longest, what, "memory_budget_gib has room for ")
+
+    def _step_memory(self, device: torch.device) -> StepMemory:
+        """Only where it is asked for: the formulas know the text towers of the known families."""
+        shards = self.accelerator.num_processes if self.is_sharded else 1
+        kept = self.keeps_start
+        return step_memory(self.args, self.model, device, reference=kept, shards=shards)
 
     @property
     def keeps_start(self) -> bool:

@@ -78,7 +78,7 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
     features: FeatureCache
     shards: Shards | None  # where each process holds a part of the parameters
-    memory: StepMemory
+    memory: StepMemory | None = None  # where a setting asks what fits
     balance: MeasuredBalance | None = None  # over processes, where it is not by tokens
     clock: MicrobatchClock | None = None  # where micro-batches are timed
     outlines: BoundedCache[Outline]  # of rows, where several processes plan who takes which
@@ -204,6 +204,7 @@ class OptimizerStep:
             return []
         budget, share = self.args.max_tokens_per_microbatch, self.args.share_prefix
         if budget == "auto":
+            assert self.memory is not None
             return self.memory.cut(samples, self.processor, share=share)
         return microbatches(samples, self.processor, budget, share=share)
 
@@ -218,12 +219,15 @@ class OptimizerStep:
         if cost is not None:
             costs = token_costs(cost, outlines, self.processor.image_token_id)
         budget = self.args.max_tokens_per_microbatch
+        if budget == "auto":
+            assert self.memory is not None
+            budget = self.memory.longest
         plan = plan_shares(
             outlines,
             groups,
             self.accelerator.num_processes,
             self.processor,
-            self.memory.longest if budget == "auto" else budget,
+            budget,
             share=self.args.share_prefix,
             costs=costs,
         )

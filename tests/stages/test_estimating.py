@@ -164,6 +164,8 @@ def test_what_is_not_counted_is_said(recipe, data, tiny_folder):
     notes = estimate_stage(plan, model, data, device="cuda").notes
     assert [note.split()[0] for note in notes] == ["the", "dynamic", "the"]
     assert not estimate_stage(recipe.stage("cpt"), model, data, device="cpu").notes
+    sharded = recipe.stage("cpt", {"fsdp": True})
+    assert estimate_stage(sharded, model, data).notes[0].startswith("fsdp: these are the numbers")
 
 
 def test_data_are_made_outside_of_the_run(recipe, data):

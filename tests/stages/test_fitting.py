@@ -40,7 +40,7 @@ def test_what_is_set_is_done(world):
         settings = {"gradient_checkpointing": on, "memory_budget_gib": 1e-6 if not on else 100.0}
         trainer = world.trainer("cpt", **settings)
         trainer.begin()
-        assert trainer.checkpoints_layers == on
+        assert trainer.checkpoints_layers == on and trainer.memory is None
 
 
 def test_a_reference_counts(world):
