@@ -38,7 +38,6 @@ class Slots:
         self._random[slots] = torch.from_numpy(random).to(self._random.device)
         self._first[slots] = positions
         self.places[slots] = -1
-        self.stopped[slots] = False
         return self._random[slots, 0]
 
     def started(self, slots: Tensor, tokens: Tensor, logprobs: Tensor) -> None:

@@ -53,6 +53,8 @@ def test_each_prompt_fits_alone():
     requests = [*_requests(2, 1), _request(1, Segment(300, 300, 0))]
     assert _plan(requests, num_tokens=305) == Plan(1, 5, 300)
     assert _plan(requests, max_responses=1) == Plan(1, 5, 300)
+    requests = [*_requests(2, 4), _request(1, Segment(300, 300, 0))]
+    assert _plan(requests, num_tokens=310) == Plan(2, 5, 300)
 
 
 def test_a_prompt_that_does_not_fit():
