@@ -35,7 +35,7 @@ def sharded_jobs(world: Any, folder: Path) -> dict[str, dict[str, Any]]:
     """All stages, all weights (the tower's with them) or an adapter, in numbers precise enough to
     see what is wrong rather than rounded. Of three processes one at most has a picture in stages 1
     and 2; in the second step one alone has a sample."""
-    plain = make_jobs(world, folder, dtype="float64", save_steps=1, max_steps=2)
+    plain = make_jobs(world, folder, dtype="float64", save_steps=1)
     jobs = {}
     for stage, job in plain.items():
         rows = job["rows"]
@@ -43,8 +43,9 @@ def sharded_jobs(world: Any, folder: Path) -> dict[str, dict[str, Any]]:
             rows = [
                 {**row, "images": row["images"] if row["id"] == "row-3" else []} for row in rows
             ]
+        steps = {"max_steps": 2 + (stage == "rl")}  # the start is not the weights of now any more
         for kind, settings in {"full": FULL, "lora": LORA}.items():
-            settings = {**job["settings"], **settings}
+            settings = {**job["settings"], **settings, **steps}
             jobs[f"{stage}-{kind}"] = {**job, "rows": rows, "settings": settings, "exact": True}
     return jobs
 
