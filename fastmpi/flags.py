@@ -119,7 +119,7 @@ def plain_value(text: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (ValueError, yaml.YAMLError):  # a date that is none is a ValueError
         return text
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastmpi.config import CPTConfig, PolicyRolloutConfig, SFTConfig, TrainingConfig
 from fastmpi.evaluation.result import EvalConfig
 from fastmpi.policies.generate import GENERATORS, data_config
+from fastmpi.rewards import BUILT_IN
 from fastmpi.settings import Settings, coerce, did_you_mean, read_yaml
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Recipe(Settings):
     def stage(self, kind: str, changes: Mapping[str, Any] | None = None) -> StagePlan:
         """The plan of one stage, with some settings changed; ValueError names stage and key."""
         values = {"seed": self.seed, **(getattr(self, kind) or {}), **(changes or {})}
+        if "output_dir" in values:
+            raise ValueError(f"{kind}: output_dir is of the recipe as a whole; leave it out here")
         return _named(kind, lambda: stage_plan(kind, values))
 
     def generated_data(self) -> DataConfig | None:
@@ -152,7 +155,18 @@ def stage_plan(kind: str, values: Mapping[str, Any]) -> StagePlan:
     rows = coerce("train_dataset", values.get("train_dataset", default_rows(kind, config)), str)
     named = values.get("reward_funcs", ["exact_answer", "think_format"])
     rewards = tuple(coerce("reward_funcs", named, list[str]))
+    if kind == "rl":
+        _check_rewards(rewards)
     return StagePlan(kind, config, rows, rewards if kind == "rl" else ())
+
+
+def _check_rewards(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ValueError("reward_funcs is empty")
+    for name in names:
+        if name not in BUILT_IN and not {".", ":"} & set(name):  # which one's own has
+            near = did_you_mean(name, BUILT_IN)
+            raise ValueError(f"reward_funcs: there is no {name!r}{near}; one's own is a.b or a:b")
 
 
 def default_rows(kind: str, config: TrainingConfig) -> str:

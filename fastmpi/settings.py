@@ -62,7 +62,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -115,9 +115,20 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, hint if origin is None else origin) and (
         hint is not int or not isinstance(value, bool)
     ):
+        _check_plain(name, value)
         return value
     expected = getattr(hint, "__name__", str(hint))
     raise ValueError(f"{name}: expected {expected}, found {value!r}")
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """What no setting can be: text that names nothing, or a number that no tensor holds."""
+    if value == "":
+        raise ValueError(f"{name} is empty")
+    if isinstance(value, str) and "\0" in value:  # the system takes it for the end of a path
+        raise ValueError(f"{name}: {value!r} has a character of code 0")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: {value!r:.40} has more than 64 bits")
 
 
 def _coerce_union(name: str, value: Any, options: tuple[Any, ...]) -> Any:

@@ -47,6 +47,14 @@ def test_direct_sft_trains_on_all_rows():
         ({"data": {"gta_policy": {}}, "policies": "p"}, "data.gta_policy brings its own policies"),
         ({"sft": {"max_steps": "many"}}, "sft: SFTConfig.max_steps: expected int, found 'many'"),
         ({"sft": {"trust_remote_code": True}}, "trust_remote_code cannot be set in a file"),
+        ({"sft": {"output_dir": "x"}}, "sft: output_dir is of the recipe as a whole"),
+        ({"rl": {"reward_funcs": []}}, "rl: reward_funcs is empty"),
+        ({"rl": {"train_dataset": ""}}, "rl: train_dataset is empty"),
+        ({"model": ""}, "Recipe.model is empty"),
+        ({"output_dir": ""}, "Recipe.output_dir is empty"),
+        ({"policies": "a\0b"}, "Recipe.policies: .* has a character of code 0"),
+        ({"data": {"train": ""}}, "data.train is empty"),
+        ({"seed": 10**30}, "Recipe.seed: .* has more than 64 bits"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(values, message):
@@ -79,6 +87,8 @@ def test_file_with_overrides(tmp_path):
         ("- a", "r.yaml: expected keys and values, found list"),
         ("a: [", "r.yaml cannot be read"),
         ("data: !!python/object/apply:os.system [echo]", "r.yaml cannot be read"),
+        ("seed: 2001-99-99", "r.yaml cannot be read: month must be in"),
+        ("seed: " + "9" * 5000, "r.yaml cannot be read: Exceeds the limit"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):

@@ -21,6 +21,13 @@ def check_between(config: Settings, low: float, high: float, *names: str) -> Non
             raise ValueError(f"{name} must be in [{low}, {high}], not {getattr(config, name)}")
 
 
+def check_share(config: Settings, *names: str) -> None:
+    """A share that is never all."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), not {getattr(config, name)}")
+
+
 def check_choices(config: Settings) -> None:
     """Settings of some words, alone or beside another type as in `bool | Literal["auto"]`."""
     for name, hint in typing.get_type_hints(type(config)).items():

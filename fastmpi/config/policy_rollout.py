@@ -93,19 +93,22 @@ class PolicyRolloutConfig(SamplingConfig):
         check_at_least(self, 0, "beta", "epsilon")
         if self.num_policy_generations is not None:
             check_at_least(self, 0, "num_policy_generations")
-        if self.group_size < 2:
-            raise ValueError(
-                "a group needs at least 2 responses: num_generations + num_policy_generations is 1"
-            )
-        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        if self.delta is not None and self.delta <= 1 + high:
-            raise ValueError(f"delta must be above 1 + epsilon_high = {1 + high}, not {self.delta}")
+        if self.steps_per_generation is not None:
+            check_at_least(self, 1, "steps_per_generation")
+        self._check_clipping()
         low, high = self.dynamic_sampling_range
         if low >= high:
             raise ValueError(f"dynamic_sampling_range: {low} is not below {high}")
         self._check_group_sizes()
         if self.corrects_sampling:
             self._check_correction()
+
+    def _check_clipping(self) -> None:
+        if self.epsilon_high is not None:
+            check_at_least(self, 0, "epsilon_high")
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        if self.delta is not None and self.delta <= 1 + high:
+            raise ValueError(f"delta must be above 1 + epsilon_high = {1 + high}, not {self.delta}")
 
     def _check_correction(self) -> None:
         mode, level = self.vllm_importance_sampling_mode, self.importance_sampling_level
@@ -116,6 +119,10 @@ class PolicyRolloutConfig(SamplingConfig):
             )
 
     def _check_group_sizes(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                "a group needs at least 2 responses: num_generations + num_policy_generations is 1"
+            )
         if self.samples_per_step % self.group_size:
             raise ValueError(
                 "per_device_train_batch_size * gradient_accumulation_steps = "

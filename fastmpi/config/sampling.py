@@ -81,7 +81,9 @@ class SamplingConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "max_completion_length")
-        check_at_least(self, 0, "top_k")
+        check_at_least(self, 0, "top_k", "vllm_server_timeout")
+        if self.vllm_max_model_length is not None:
+            check_at_least(self, 1, "vllm_max_model_length")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -106,8 +108,8 @@ class SamplingConfig(TrainingConfig):
     def _check_vllm(self) -> None:
         if self.rollout_memory_gib is not None:
             raise ValueError("rollout_memory_gib is of the built-in engine, not of use_vllm")
-        if self.vllm_mode == "server" and not self.vllm_server_base_url:
-            raise ValueError("vllm_mode: server needs vllm_server_base_url")
+        if self.vllm_mode == "server":
+            self._check_server()
         if self.vllm_mode == "colocate" and self.async_generate:
             raise ValueError(
                 "async_generate: vLLM in this process cannot sample during the update, when it may "
@@ -125,6 +127,13 @@ class SamplingConfig(TrainingConfig):
                 f"vllm_gpu_memory_utilization must be in (0, 1], not "
                 f"{self.vllm_gpu_memory_utilization}"
             )
+
+    def _check_server(self) -> None:
+        address = self.vllm_server_base_url
+        if not address:
+            raise ValueError("vllm_mode: server needs vllm_server_base_url")
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"vllm_server_base_url: {address!r} does not begin with http://")
 
     def _check_importance_sampling(self) -> None:
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max

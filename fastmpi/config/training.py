@@ -6,8 +6,26 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmpi.config.checks import check_at_least, check_between, check_choices
+from fastmpi.config.checks import check_at_least, check_between, check_choices, check_share
 from fastmpi.settings import Settings
+
+_AT_LEAST_1 = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lora_r",
+    "lora_alpha",
+    "logging_steps",
+    "save_steps",
+)
+_AT_LEAST_0 = (
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "eval_steps",
+    "dataloader_prefetch_factor",
+)
 
 
 @dataclass(kw_only=True)
@@ -161,45 +179,38 @@ class TrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_at_least(
-            self,
-            1,
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "lora_r",
-            "lora_alpha",
-            "logging_steps",
-            "save_steps",
-            "ddp_timeout",
-        )
-        check_at_least(
-            self,
-            0,
-            "learning_rate",
-            "warmup_steps",
-            "weight_decay",
-            "adam_epsilon",
-            "max_grad_norm",
-            "eval_steps",
-            "dataloader_prefetch_factor",
-        )
+        check_at_least(self, 1, *_AT_LEAST_1)
+        check_at_least(self, 0, *_AT_LEAST_0)
         check_between(self, 0, 2**63 - 1, "seed")  # what torch's generators take
-        if self.max_tokens_per_microbatch != "auto":
-            check_at_least(self, 1, "max_tokens_per_microbatch")
+        check_between(self, 1, 2**31 - 1, "ddp_timeout")
+        check_between(self, 0, 1, "warmup_ratio")
+        check_share(self, "adam_beta1", "adam_beta2")
+        self._check_length()
+        self._check_parts()
+
+    def _check_length(self) -> None:
         if self.max_steps != -1:
             check_at_least(self, 1, "max_steps")
         if self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs must be positive, not {self.num_train_epochs}")
-        if self.memory_budget_gib is not None and self.memory_budget_gib <= 0:
-            raise ValueError(f"memory_budget_gib must be positive, not {self.memory_budget_gib}")
-        if self.save_total_limit is not None:
-            check_at_least(self, 1, "save_total_limit")
-        check_between(self, 0, 1, "adam_beta1", "adam_beta2", "warmup_ratio")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
+        if self.save_total_limit is not None:
+            check_at_least(self, 1, "save_total_limit")
         unknown = set(self.report_to) - {"tensorboard", "wandb"}
         if unknown:
             raise ValueError(f"report_to: {sorted(unknown)[0]!r} is not one of tensorboard, wandb")
+
+    def _check_parts(self) -> None:
+        """Of the model and its memory."""
+        if self.max_tokens_per_microbatch != "auto":
+            check_at_least(self, 1, "max_tokens_per_microbatch")
+        if self.memory_budget_gib is not None and self.memory_budget_gib <= 0:
+            raise ValueError(f"memory_budget_gib must be positive, not {self.memory_budget_gib}")
+        if self.lora_target_modules == []:
+            raise ValueError("lora_target_modules is empty: leave it out for all linear layers")
+        if self.bf16 and self.dtype == "float64":
+            raise ValueError("bf16: mixed precision takes no weights of dtype: float64")
 
     @property
     def samples_per_step(self) -> int:
