@@ -1,8 +1,8 @@
 """`step`: a whole optimiser step: rollout, scoring and update beside TRL's `GRPOTrainer`, and the
 step of stage 1 beside repeated rows.
 
-Every arm is a trainer's own `train()`, one step at a time, with weights, an AdamW and pictures of
-its own; all arms of a case have the same starting weights, rows, rewards and settings, and every
+Arms are trainers' own `train()`, one step at a time (but for `trl` of stage 1, a plain loop), with
+weights, an AdamW and pictures of their own; all arms of a case have the same starting weights, rows, rewards and settings, and every
 response has the same length. `error` is that of the gradient of the first step, which learns from
 given responses, against plain rows in float64.
 

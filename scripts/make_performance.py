@@ -34,14 +34,14 @@ references in plain torch, which multiply 16-bit heads in float32: slower than a
 bfloat16, and four orders of magnitude more exact."""
 
 NOTES = {
-    "step": """Every arm is a trainer's own `train()`, one step at a time: rollout, scoring, update.
+    "step": """Arms are trainers' own `train()`, one step at a time: rollout, scoring, update.
 `grpo`: 16 responses to (image, question), the same work in both arms. `policyrollout`: 8 to that
 and 8 to (policy, image, question), pooled, and all learned after (image, question). TRL has no such
 group: `trl` takes two of 8, the second with the policy in its prompts and in its update, so that it
 learns something else, as its error says; `trl, no policy` takes 16 and shows no policy at all.
-`cpt`: 16 samples after one policy; `packed` is our code without sharing, `trl` transformers' model
-with TRL's head and one plain row a sample. `error` is that of the first step's gradient, from given
-responses.""",
+`cpt`: 16 samples after one policy; `packed` is our code without sharing; `trl` is transformers'
+model with TRL's head in a plain loop, one row a sample, so it holds one row at a time where the
+others hold a micro-batch. `error` is that of the first step's gradient, from given responses.""",
 }
 
 
