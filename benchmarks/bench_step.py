@@ -2,9 +2,9 @@
 step of stage 1 beside repeated rows.
 
 Arms are trainers' own `train()`, one step at a time (but for `trl` of stage 1, a plain loop), with
-weights, an AdamW and pictures of their own; all arms of a case have the same starting weights, rows, rewards and settings, and every
-response has the same length. `error` is that of the gradient of the first step, which learns from
-given responses, against plain rows in float64.
+weights, an AdamW and pictures of their own. All arms of a case have the same starting weights,
+rows, rewards and settings, and every response has the same length. `error` is that of the gradient
+of the first step, which learns from given responses, against plain rows in float64.
 
 `grpo`: one group of 16 responses to (image, question); all arms do the same. `policyrollout`: 8
 responses to that and 8 to (policy, image, question), pooled, and all learned after (image,
