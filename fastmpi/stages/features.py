@@ -5,6 +5,7 @@ the host, where they take nothing from the device.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -29,8 +30,9 @@ class FeatureCache:
     only then do features not depend on what else was encoded, and a resumed run, which starts with
     an empty cache, gets the same bits.
 
-    patches: of the pictures that were encoded. times_itself: whether `seconds` adds up what that
-    took; on CUDA the device is waited for then.
+    patches: of the pictures that the thread of the updates has encoded: another, which samples
+    beside it, is left out. times_itself: whether `seconds` adds up what that took; on CUDA the
+    device is waited for then.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class FeatureCache:
     ) -> None:
         self.model, self.precision = model, precision
         self.times_itself, self.patches, self.seconds = False, 0, 0.0
+        self._thread = threading.get_ident()
         self._cache: BoundedCache[ImageFeatures] = BoundedCache(max_bytes)
 
     def of(self, images: Sequence[Image]) -> ImageFeatures | None:
@@ -58,6 +61,8 @@ class FeatureCache:
         )
 
     def _encode(self, image: Image) -> ImageFeatures:
+        if threading.get_ident() != self._thread:
+            return self.model.encode_images([image])
         self.patches += math.prod(image.grid)
         if not self.times_itself:
             return self.model.encode_images([image])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -39,6 +40,20 @@ def test_pictures_are_not_the_micro_batch_s(world, monkeypatch):
     assert sum(one.seconds for one in trainer.clock.timed) < 0.7
     found = trainer.clock.cost_model(trainer.clock.timed)
     assert found.patch == pytest.approx(trainer.features.seconds / trainer.features.patches)
+
+
+def test_what_another_thread_encodes_is_left_out(world):
+    """`async_generate` samples, and encodes pictures, beside micro-batches that are timed."""
+    trainer = world.trainer("sft", max_steps=1)
+    trainer.times_microbatches = True
+    trainer.begin()
+    images = trainer.prepare(0).samples[0].images
+    thread = threading.Thread(target=trainer.features.of, args=(images,))
+    thread.start()
+    thread.join()
+    assert (trainer.features.patches, trainer.features.seconds) == (0, 0.0)
+    assert images[0].key in trainer.features._cache
+    trainer.close()
 
 
 def test_no_clock_unless_asked_for(world, monkeypatch):
