@@ -101,6 +101,11 @@ class SamplingConfig(TrainingConfig):
         return (self.use_vllm or self.async_generate) and self.vllm_importance_sampling_correction
 
     @property
+    def keeps_copy(self) -> bool:
+        """Whether a copy of what trains samples while the model is updated."""
+        return self.async_generate and not self.use_vllm
+
+    @property
     def kept_rollout_bytes(self) -> int:
         """What sampling holds during updates."""
         return 0 if self.use_vllm else int((self.rollout_memory_gib or 0) * 2**30)

@@ -59,7 +59,8 @@ class StepMemory:
         return self.update(shape).peak <= self.budget
 
     def one_sequence(self, rows: int) -> BatchShape:
-        """No forest of as many rows takes more."""
+        """No forest of as many rows takes more; in tiles, which repeat a few keys more where there
+        are branches, a percent or so."""
         return BatchShape.of_chain(rows) if self.tiled else BatchShape(rows, rows)
 
     @cached_property
@@ -84,15 +85,17 @@ class StepMemory:
         self, samples: Sequence[Sample], rule: TokenRule, *, share: bool = True
     ) -> list[ForestBatch]:
         """The samples as few large forests, each of which fits. What attention copies follows from
-        a forest's shape and not from its tokens alone, so it is cut, looked at, and cut smaller."""
-        tokens = _MAX_TOKENS
+        a forest's shape and not from its tokens alone, so it is cut, looked at, and cut smaller, at
+        the least to samples that are alone."""
+        tokens, least = _MAX_TOKENS, max(len(sample.ids) for sample in samples)
         while True:
             batches = microbatches(samples, rule, tokens, share=share)
             shapes = [BatchShape.of(batch, tiled=self.tiled) for batch in batches]
             too_large = [shape.rows for shape in shapes if not self.fits(shape)]
-            if not too_large or tokens == self.longest:
+            if not too_large or tokens == least:
                 return batches
-            tokens = max(self.longest, int(_SHRINK * min(tokens, *too_large)))
+            smallest = self.longest if tokens > self.longest else least
+            tokens = max(smallest, int(_SHRINK * min(tokens, *too_large)))
 
 
 def step_memory(
@@ -108,13 +111,18 @@ def step_memory(
     tiled = args.attention_backend == "sdpa" or (
         args.attention_backend == "auto" and device.type != "cuda"
     )
+    precision = Precision.of(getattr(torch, args.dtype), autocast=args.bf16)
+    training = replace(training_of(model, args, reference=reference), shards=shards)
+    kept = getattr(args, "kept_rollout_bytes", 0)
+    if getattr(args, "keeps_copy", False):
+        kept += training.trained * precision.weights
     memory = StepMemory(
         TextShape.of(model.base.config),
-        Precision.of(getattr(torch, args.dtype), autocast=args.bf16),
-        replace(training_of(model, args, reference=reference), shards=shards),
+        precision,
+        training,
         tiled=tiled,
         fused=device.type == "cuda",
-        budget=budget_bytes(args, device) - getattr(args, "kept_rollout_bytes", 0),
+        budget=budget_bytes(args, device) - kept,
     )
     return replace(memory, checkpointing=_wants_checkpointing(args, memory))
 

@@ -111,6 +111,33 @@ def test_few_large_micro_batches_that_fit(world):
     assert len(memory(budget=2**34).cut(short + long, processor)) == 1
 
 
+def test_a_cut_goes_below_what_one_sequence_takes(world, monkeypatch):
+    """A forest that takes more than a sequence of as many rows is cut all the same; a sample alone
+    is not."""
+    words = world.load().processor.encode(" red cube then else Case 3 small yes no metal")
+    samples = [samples_of(words, np.random.default_rng(n), 30) for n in range(40)]
+    step = memory(budget=2**24)
+    monkeypatch.setattr(StepMemory, "longest", 10**6)
+    fits = [
+        step.fits(BatchShape.of(batch, tiled=True))
+        for batch in step.cut(samples, world.load().processor)
+    ]
+    assert len(fits) > 1 and all(fits)
+    alone = memory(budget=1).cut(samples[:3], world.load().processor)
+    assert [batch.num_tokens for batch in alone] == [30, 30, 30]
+
+
+def test_a_copy_that_samples_counts(world):
+    settings = {"gradient_checkpointing": "auto", "memory_budget_gib": 1.0}
+    budgets = []
+    for beside in (False, True):
+        trainer = world.trainer("rl", **settings, async_generate=beside)
+        trainer.begin()
+        trained = sum(parameter.nbytes for parameter in trainer.parameters.values())
+        budgets.append(trainer.memory.budget)
+    assert budgets[0] == 2**30 and budgets[0] - budgets[1] == trained
+
+
 def samples_of(words: np.ndarray, rng: np.random.Generator, length: int) -> Sample:
     return Sample(rng.choice(words, length), (), (np.arange(length) > 0).astype(np.float32))
 
