@@ -87,7 +87,7 @@ def _print(found: StageEstimate, time: StepTime | None) -> None:
     table.add_column(justify="right")
     for name, value in [*_tokens(found), *_memory(found), *_time(found, time)]:
         table.add_row(f"  {name}", value)
-    means = f"tokens and FLOPs are means of the first {found.scanned}"
+    means = f"tokens and FLOPs are means of the first {found.scanned} of them"
     print(f"{found.kind}: {found.steps} steps; {means}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     for note in found.notes:

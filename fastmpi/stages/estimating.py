@@ -44,10 +44,11 @@ class StageEstimate:
     """One stage. tokens, merged_tokens, flops: means of an optimiser step of one process, over the
     `scanned` first steps; flops None where the model cannot be counted. checkpointing: as the
     stage is set. update, other: memory as it is set, and with checkpointing the other way round.
-    features, kept: bytes of cached picture features, and of rollouts' keys that stay. work: of each
-    scanned step's micro-batches. encoded: patches of pictures that a frozen vision tower encodes in
-    a step, over the whole stage, since features are kept. copy: bytes of the weights that sample
-    while the model trains; None: they take turns. notes: what is not in these numbers."""
+    features, kept: bytes of picture features on the device, and of rollouts' keys that stay. work:
+    of each scanned step's micro-batches. encoded: patches of pictures that a frozen vision tower
+    encodes in a step, over the whole stage, since features are kept. copy: bytes of the weights
+    that sample while the model trains; None: they take turns. notes: what is not in these
+    numbers."""
 
     kind: str
     steps: int
@@ -192,13 +193,15 @@ class _Estimator:
         else once for every step or window that shows it."""
         if self.model.trains_vision:
             return 0.0
-        shown = list(self._pictures(steps))
+        shown = list(self._pictures(steps))  # of each window
         once = {key: image for images in shown for key, image in images.items()}
-        epochs = self.trainer.total_steps / self.trainer.steps_per_epoch
-        scanned = len(steps) / self.trainer.steps_per_epoch
-        if self._feature_bytes(once.values()) / min(1, scanned) > MAX_FEATURE_BYTES:
-            return sum(num_patches(images.values()) for images in shown) / len(steps)
-        return num_patches(once.values()) * min(1, epochs) / scanned / self.trainer.total_steps
+        total, of_window = self.trainer.total_steps, getattr(self.trainer, "steps_of_window", 1)
+        windows = math.ceil(total / of_window)
+        distinct = min(windows, self.trainer.steps_per_epoch // of_window) / len(shown)
+        if self._feature_bytes(once.values()) * distinct > MAX_FEATURE_BYTES:
+            repeated = sum(num_patches(images.values()) for images in shown)
+            return repeated * windows / len(shown) / total
+        return num_patches(once.values()) * distinct / total
 
     def _pictures(self, steps: Sequence[Sequence[ForestBatch]]) -> Iterator[dict[str, Image]]:
         """By key, those of each step; in RL of each window, whose prompts have all of them."""
@@ -221,10 +224,13 @@ class _Estimator:
         return max((memory.update(s, most) for s in shapes), key=lambda update: update.peak)
 
     def _features(self, batches: Sequence[ForestBatch]) -> int:
-        """Of the distinct pictures, while the vision tower is frozen; the cache is bounded."""
-        images = {image.key: image for batch in batches for image in batch.images}
+        """While the vision tower is frozen: of the distinct pictures, in the bounded cache. That is
+        on the host; to a GPU go those of one micro-batch."""
         if self.model.trains_vision:
             return 0
+        if self.cuda:
+            return max(self._feature_bytes(batch.images) for batch in batches)
+        images = {image.key: image for batch in batches for image in batch.images}
         return min(self._feature_bytes(images.values()), MAX_FEATURE_BYTES)
 
     def _feature_bytes(self, images: Iterable[Image]) -> int:
@@ -234,8 +240,9 @@ class _Estimator:
         return sum(image.num_tokens for image in images) * row
 
     def _copy(self) -> int | None:
-        overlaps = getattr(self.args, "async_generate", False) and not self.args.use_vllm
-        return self.memory.training.trained * self.precision.weights if overlaps else None
+        if not getattr(self.args, "keeps_copy", False):
+            return None
+        return self.memory.training.trained * self.precision.weights
 
     # ---- counted operations ----------------------------------------------------------------
 

@@ -131,6 +131,7 @@ class _FixedLength:
 
     def __init__(self, trainer: PolicyRolloutTrainer, tokens: int) -> None:
         self.trainer, self.tokens = trainer, tokens
+        self._engine: TrainedModel | None = None  # made once the trainer has begun
 
     def generate(
         self,
@@ -141,8 +142,8 @@ class _FixedLength:
         streams: Sequence[int] | None = None,
     ) -> list[list[Response]]:
         endless = replace(params, max_tokens=self.tokens, stop_token_ids=())
-        engine = TrainedModel(self.trainer)
-        return engine.generate(prompts, num_responses, endless, streams=streams)
+        self._engine = self._engine or TrainedModel(self.trainer)
+        return self._engine.generate(prompts, num_responses, endless, streams=streams)
 
 
 def step_time(lines: Sequence[Mapping[str, float]], per_window: int) -> StepTime:

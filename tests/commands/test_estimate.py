@@ -43,7 +43,7 @@ def test_prints_every_stage_and_writes_nothing(
     assert sft["time"] == "unknown: --measure runs three steps"
     assert sft["weights"].endswith("KiB") and "keys and values of a rollout" not in sft
     rl = table(out, "rl")
-    assert "rl: 3 steps; tokens and FLOPs are means of the first 3" in out
+    assert "rl: 3 steps; tokens and FLOPs are means of the first 3 of them" in out
     assert rl["responses of a window, and their tokens"] == "8, 48"
     assert rl["(gradient checkpointing of this stage)"] == "on"
     assert not (tmp_path / "run").exists()

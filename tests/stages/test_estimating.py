@@ -127,6 +127,29 @@ def test_pictures_are_encoded_once_while_they_fit(recipe, data, tiny_folder, mon
     assert found.encoded == 0 and sum(work.patches for step in found.work for work in step)
 
 
+def test_pictures_of_a_window_count_once_for_all_its_steps(recipe, data, tiny_folder, monkeypatch):
+    """Four responses a group, three windows of two groups in an epoch, two of them in this run."""
+    model, batch = str(tiny_folder("qwen2_5_vl")), {"per_device_train_batch_size": 8}
+    settings = {**batch, "num_generations": 2, "num_train_epochs": 1.0}
+    encoded = {}
+    for iterations, max_steps in ((1, -1), (2, -1), (2, 1)):
+        again = {**settings, "num_iterations": iterations, "max_steps": max_steps}
+        found = estimate_stage(recipe.stage("rl", again), model, data)
+        encoded[iterations, max_steps] = found.encoded * found.steps
+    epoch = encoded[1, -1]
+    windows = epoch / encoded[2, 1]
+    assert encoded[2, -1] == epoch and windows == round(windows) > 1
+    monkeypatch.setattr("fastmpi.stages.estimating.MAX_FEATURE_BYTES", 1)
+    found = estimate_stage(recipe.stage("rl", {**settings, "num_iterations": 2}), model, data)
+    assert found.steps == 2 and found.encoded * 2 == encoded[2, 1]
+
+
+def test_on_a_gpu_are_the_pictures_of_one_micro_batch(recipe, data, tiny_folder):
+    plan, model = recipe.stage("cpt"), str(tiny_folder("qwen2_5_vl"))
+    host, gpu = (estimate_stage(plan, model, data, device=d).features for d in ("cpu", "cuda"))
+    assert 0 < gpu < host
+
+
 def test_work_is_that_of_the_steps(recipe, data, tiny_folder):
     found = estimate_stage(recipe.stage("cpt"), str(tiny_folder("qwen2_5_vl")), data)
     assert len(found.work) == 2
