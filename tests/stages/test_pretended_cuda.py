@@ -59,7 +59,8 @@ def test_sampling_says_what_it_says_on_the_cpu(world, monkeypatch):
     def sampled(model):
         prompts = [render(row, model.processor, world.policies["kavo"]) for row in world.rows[:2]]
         params = SamplingParams(max_tokens=6, temperature=0.0, stop_token_ids=())
-        responses = sum(NativeEngine(model).generate(prompts, 1, params), [])
+        engine = NativeEngine(model, memory_gib=0.01)
+        responses = sum(engine.generate(prompts, 1, params), [])
         return [response.ids.tolist() for response in responses]
 
     replay, replays = Graph.replay, []
