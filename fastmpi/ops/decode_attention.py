@@ -32,7 +32,15 @@ from fastmpi.ops.tensor_checks import check_device, check_shape
 from fastmpi.reference.decode_attention import Segment
 from fastmpi.reference.decode_attention import decode_attention as reference_decode_attention
 
-__all__ = ["BACKENDS", "PART_TOKENS", "DecodePlan", "DecodeShape", "Segment", "decode_attention"]
+__all__ = [
+    "BACKENDS",
+    "PART_TOKENS",
+    "DecodePlan",
+    "DecodeShape",
+    "Segment",
+    "decode_attention",
+    "default_backend",
+]
 
 _MODULES: dict[str, ModuleType] = {"triton": decode_triton, "cpu": decode_cpu}
 BACKENDS = (*_MODULES, "reference")

@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastmpi.ops.decode_attention import PART_TOKENS, DecodePlan, DecodeShape, decode_attention
+from fastmpi.ops.decode_attention import (
+    PART_TOKENS,
+    DecodePlan,
+    DecodeShape,
+    decode_attention,
+    default_backend,
+)
 from fastmpi.ops.decode_attention import Segment as Part
 from fastmpi.rollout.pool import KeyValuePool
 from fastmpi.rollout.segments import Request, Segment
@@ -34,6 +40,17 @@ class DecodeCache:
         self._rows = torch.arange(num_slots, device=pool.storage.device)
         self._plans: dict[int, DecodePlan] = {}
         self._places = self._lengths = self._rows
+
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether attention runs as kernels; plain torch asks the device for lengths."""
+        return default_backend(self._shape(1)) == "triton"
+
+    def _shape(self, num_rows: int) -> DecodeShape:
+        storage, pool = self.pool.storage, self.pool
+        return DecodeShape(
+            num_rows, self._heads, pool.heads, pool.dim, storage.dtype, storage.device
+        )
 
     def write(self, layer: int, segment: Segment, keys: Tensor, values: Tensor) -> None:
         """Keep a segment's (Hkv, length, D), with zeros behind: padding is multiplied by 0."""
@@ -59,10 +76,8 @@ class DecodeCache:
         seen = sorted(rows_of, key=lambda s: (s.depth, s.room, s.start))
         parts = [Part(self._start(s), s.length, tuple(rows_of[s])) for s in seen]
         if num_rows not in self._plans:
-            storage = self.pool.storage
-            sizes = (num_rows, self._heads, self.pool.heads, self.pool.dim)
-            shape = DecodeShape(*sizes, storage.dtype, storage.device)
-            self._plans[num_rows] = DecodePlan(shape, max_parts=num_rows * self._max_parts)
+            max_parts = num_rows * self._max_parts
+            self._plans[num_rows] = DecodePlan(self._shape(num_rows), max_parts=max_parts)
         self._plans[num_rows].update(parts)
 
     def begin(self, places: Tensor) -> None:

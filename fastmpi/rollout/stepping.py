@@ -34,20 +34,27 @@ class Decoder:
         *,
         cuda_graphs: bool,
     ) -> None:
-        """cuda_graphs: on CUDA; elsewhere steps are eager."""
+        """cuda_graphs: on CUDA, with the kernels; elsewhere steps are eager."""
         self.model, self.cache, self.slots, self.sampler = model, cache, slots, sampler
-        self.step: Callable[[int], None] = self.eager_step
-        if cuda_graphs and self.asynchronous:
-            self.step = GraphedStep(self.eager_step)
+        # Graphs do not hold the step: in a cycle, memory and graphs would wait for the collector.
+        captures = cuda_graphs and self.asynchronous and cache.waits_for_nothing
+        self._graphs = StepGraphs() if captures else None
 
     @property
     def asynchronous(self) -> bool:
         """Whether the device works while the host goes on."""
         return self.model.device.type == "cuda"
 
+    def step(self, num_rows: int) -> None:
+        """A token more for slots 0 to num_rows."""
+        if self._graphs is None:
+            self.eager_step(num_rows)
+        else:
+            self._graphs.run(self.eager_step, num_rows)
+
     @torch.inference_mode()
     def eager_step(self, num_rows: int) -> None:
-        """A token more for slots 0 to num_rows. Nothing here may wait for the device."""
+        """Nothing here may wait for the device."""
         slots = self.slots
         self.cache.begin(slots.places[:num_rows])
         tokens, positions = slots.tokens[:num_rows], slots.positions(num_rows)
@@ -55,30 +62,30 @@ class Decoder:
         slots.add(*self.sampler(hidden, slots.uniform(num_rows)))
 
 
-class GraphedStep:
+class StepGraphs:
     """`step(num_rows)`, captured after some eager calls with the same number."""
 
-    def __init__(self, step: Callable[[int], None]) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._eager: Counter[int] = Counter()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle()  # one for all: they never run side by side
 
-    def __call__(self, num_rows: int) -> None:
+    def run(self, step: Callable[[int], None], num_rows: int) -> None:
+        """step: the same each time."""
         if num_rows not in self._graphs:
             with _no_autocast_cache():
                 if self._eager[num_rows] < _EAGER_STEPS:
                     self._eager[num_rows] += 1
-                    self._step(num_rows)
+                    step(num_rows)
                     return
-                self._graphs[num_rows] = self._capture(num_rows)
+                self._graphs[num_rows] = self._capture(step, num_rows)
         self._graphs[num_rows].replay()
 
-    def _capture(self, num_rows: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Callable[[int], None], num_rows: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may train meanwhile
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            self._step(num_rows)
+            step(num_rows)
         return graph
 
 

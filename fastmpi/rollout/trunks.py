@@ -1,4 +1,4 @@
-"""Which beginnings of a wave's prompts are kept once for several of them.
+"""Which beginnings of a call's prompts are kept once for several of them.
 
 The prompts of one policy begin with thousands of equal rows of the forest, the policy. Kept for
 each prompt, its keys and values would be held and read as often as there are prompts.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -170,6 +172,32 @@ def test_a_stated_memory_is_allocated_once_and_never_exceeded(qwen, example_prom
     free.generate(prompts, 2, SAMPLE)
     free.generate(prompts, 2, SAMPLE)
     assert len(made) == 3  # without a bound nothing is kept
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_memory_goes_when_a_call_does(
+    load_tiny, example_prompts, monkeypatch, memory, asynchronous
+):
+    """At once, not when Python next looks for cycles: a step's memory would lie in an update's."""
+    model = load_tiny("qwen2_5_vl")
+    monkeypatch.setattr(native.Decoder, "asynchronous", asynchronous)
+    pools = []
+    pool = native.KeyValuePool
+    monkeypatch.setattr(
+        native, "KeyValuePool", lambda *sizes: (made := pool(*sizes), pools.append(ref(made)))[0]
+    )
+    engine = NativeEngine(model, memory_gib=gib(model, 200) if memory else None)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.generate(example_prompts(model)[:2], 2, SAMPLE)
+        assert len(pools) == 1 and (pools[0]() is not None) == memory
+        engine.memory_gib = engine.memory_gib and gib(model, 100)
+        engine.generate(example_prompts(model)[:2], 2, SAMPLE)
+        assert len(pools) == 2 and pools[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_is_made_anew_for_another_precision(load_tiny, example_prompts):

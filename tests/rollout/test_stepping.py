@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmpi.ops import backend
 from fastmpi.ops.decode_attention import DecodePlan
 from fastmpi.rollout import cache, stepping
+from fastmpi.rollout.cache import DecodeCache
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.rollout.sampling import SamplingParams
-from fastmpi.rollout.stepping import Decoder, GraphedStep, weights_key
+from fastmpi.rollout.stepping import Decoder, StepGraphs, weights_key
 
 PARAMS = SamplingParams(20, temperature=2.0, seed=5, stop_token_ids=tuple(range(40, 90)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,6 +57,7 @@ def test_a_step_never_waits(model, example_prompts, monkeypatch, changes):
 def asynchronous(monkeypatch):
     """The engine takes the CPU for a device that it should not wait for."""
     monkeypatch.setattr(Decoder, "asynchronous", True)
+    monkeypatch.setattr(DecodeCache, "waits_for_nothing", True)
 
 
 class _Graph:
@@ -123,6 +125,7 @@ def test_replayed_steps_write_the_same(qwen, example_prompts, monkeypatch, fake_
     wanted = _written(NativeEngine(qwen).generate(prompts, 3, PARAMS))
     assert not fake_graphs
     monkeypatch.setattr(Decoder, "asynchronous", True)
+    monkeypatch.setattr(DecodeCache, "waits_for_nothing", True)
     engine = NativeEngine(qwen, max_responses=5, memory_gib=0.01)
     for _ in range(2):
         assert _written(engine.generate(prompts, 3, PARAMS)) == wanted
@@ -150,11 +153,18 @@ def test_weights_that_moved_are_captured_anew(
     assert len(fake_graphs) == 3
 
 
+def test_attention_in_plain_torch_is_not_captured(qwen, example_prompts, monkeypatch, fake_graphs):
+    """float64 has no kernel: it would wait, which ends a capture."""
+    monkeypatch.setattr(Decoder, "asynchronous", True)
+    NativeEngine(qwen, memory_gib=0.01).generate(example_prompts(qwen), 3, PARAMS)
+    assert not fake_graphs
+
+
 def test_a_graph_follows_two_eager_steps(fake_graphs):
     seen = []
-    step = GraphedStep(seen.append)
+    graphs = StepGraphs()
     for num_rows in (4, 4, 2, 4, 4, 2, 4):
-        step(num_rows)
+        graphs.run(seen.append, num_rows)
     assert seen == [4, 4, 2, 4, 2] and [graph.replays for graph in fake_graphs] == [3]
     assert stepping._EAGER_STEPS == 2 and torch.is_autocast_cache_enabled()
 
@@ -192,7 +202,7 @@ def test_graphs_write_what_eager_steps_write(load_tiny, example_prompts, dtype):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.01)
-    assert graphed._kept[1].step._graphs
+    assert graphed._kept[1]._graphs._graphs
 
 
 @pytest.mark.gpu
