@@ -187,8 +187,6 @@ def load_recipe(
         for name, value in (dotted or {}).items():
             _set(values, name, value)
         _refuse_trust(values)
-        if "data" not in values:
-            raise ValueError("data is missing")
         return Recipe.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -28,11 +28,16 @@ class Settings:
 
     @classmethod
     def from_dict(cls: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-        """Build from plain values; an unknown key or a value of the wrong type is a ValueError."""
+        """Build from plain values; a key that is unknown or missing, or a value of the wrong type,
+        is a ValueError."""
         hints = typing.get_type_hints(cls)
         for key in values:
             if key not in hints:
                 raise ValueError(f"{cls.__name__} has no {key!r}{did_you_mean(key, hints)}")
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and field.name not in values:
+                raise ValueError(f"{cls.__name__}.{field.name} is missing")
         return cls(**{k: coerce(f"{cls.__name__}.{k}", v, hints[k]) for k, v in values.items()})
 
     @classmethod

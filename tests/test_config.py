@@ -94,7 +94,8 @@ def test_bad_values(values: dict, message: str) -> None:
     ("values", "message"),
     [
         ({"loss_type": "ppo"}, "'ppo' is not one of grpo, dapo, bnpo, dr_grpo"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": 0.0}, r"temperature must be in \[0.0001, 10000\], not 0.0"),
+        ({"temperature": 1e-300}, r"temperature must be in \[0.0001, 10000\]"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"rollout_memory_gib": 0.0}, "rollout_memory_gib must be positive, not 0.0"),
         ({"rollout_memory_gib": 1.0, "use_vllm": True}, "rollout_memory_gib is of the built-in"),

@@ -81,7 +81,7 @@ def test_file_with_overrides(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("sft: {}", "r.yaml: data is missing"),
+        ("sft: {}", "r.yaml: Recipe.data is missing"),
         ("data: {train: a}\ntrust_recipe_code: true", "trust_recipe_code cannot be set in a file"),
         ("data: {train: a}\nmodle: x", "r.yaml: Recipe has no 'modle'; did you mean 'model'"),
         ("- a", "r.yaml: expected keys and values, found list"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmpi.config.checks import check_at_least
+from fastmpi.config.checks import check_at_least, check_between
 from fastmpi.config.training import TrainingConfig
 
 
@@ -84,8 +84,7 @@ class SamplingConfig(TrainingConfig):
         check_at_least(self, 0, "top_k", "vllm_server_timeout")
         if self.vllm_max_model_length is not None:
             check_at_least(self, 1, "vllm_max_model_length")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        check_between(self, 1e-4, 10_000, "temperature")  # logits over it must stay finite
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.rollout_memory_gib is not None and not self.rollout_memory_gib > 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,7 +219,7 @@ def run(
         recipe = load_recipe(recipe)
     data = prepare_data(recipe, overwrite=overwrite)
     start = StageStart(resolve_model(recipe.model), recipe.model)
-    _check_inputs(recipe, data, trust_recipe_code)
+    check_inputs(recipe, recipe.stages(), data, trust_recipe_code)
     _check_folders(recipe, start, data, overwrite)
     output = save_recipe(recipe)
     records = {}
@@ -248,9 +248,11 @@ def run(
     return RunResult(start.model, records, suites)
 
 
-def _check_inputs(recipe: Recipe, data: DataFiles, trust_recipe_code: bool) -> None:
+def check_inputs(
+    recipe: Recipe, plans: Iterable[StagePlan], data: DataFiles, trust_recipe_code: bool
+) -> None:
     """What a later stage would stumble over, hours after the first one began."""
-    for plan in recipe.stages():
+    for plan in plans:
         reward_functions(plan.reward_funcs, trust_recipe_code)
         read_rows(data.rows(plan.train_dataset))
     check_evaluation(recipe, data)

@@ -21,9 +21,9 @@ from fastmpi.report import Report, build_report, read_run, write_page
 from fastmpi.report.display import JobDisplay, RunningJob
 from fastmpi.report.runs import Run
 from fastmpi.report.summary import run_summary
-from fastmpi.stages.chain import prepare_data, save_recipe
+from fastmpi.stages.chain import check_inputs, prepare_data, save_recipe
 from fastmpi.stages.ladder import Ladder
-from fastmpi.stages.methods import comparison_of, prefixes
+from fastmpi.stages.methods import comparison_of, plans_of, prefixes
 from fastmpi.tracking import read_metrics
 
 SHOWN = ("loss", "reward", "perf/tokens_per_s")
@@ -42,6 +42,7 @@ def compare(
     comparison = comparison_of(recipe)  # every setting is checked before anything is written
     began = time.perf_counter()
     data = prepare_data(recipe, overwrite=overwrite)
+    check_inputs(recipe, plans_of(recipe, comparison), data, trust_recipe_code)
     output = save_recipe(recipe)
     seconds = {"data": time.perf_counter() - began}
     ladder = Ladder(

@@ -18,6 +18,7 @@ stages of that method took, at the seconds per step that the unchanged stage was
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from fastmpi.settings import Settings, did_you_mean
 
 Chain = tuple[str, ...]
 MATCH = "match_seconds_of"
+_FOLDER = re.compile(r"(?!\.)[^/\\+\0]{1,100}")
 
 
 @dataclass(kw_only=True)
@@ -56,21 +58,32 @@ class Comparison(Settings):
             raise ValueError("there are no methods")
         if self.workers < 1 or self.num_questions < 0:
             raise ValueError("workers must be at least 1 and num_questions at least 0")
+        for method in self.methods:
+            if not isinstance(method, str) or not method:
+                raise ValueError(f"methods: {method!r} is no name")
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
-        known = [*STAGES, *self.variants]
         for method, chain in self.methods.items():
-            if not isinstance(chain, list):
-                raise ValueError(f"{method}: expected a list of stages, found {chain!r}")
-            for stage in chain:
-                if stage not in known:
-                    raise ValueError(f"{method}: no stage {stage!r}{did_you_mean(stage, known)}")
+            self._check_method(method, chain)
         for method in self.notes:
             if method not in self.methods:
                 near = did_you_mean(method, self.methods)
                 raise ValueError(f"notes: no method {method!r}{near}")
 
-    def _check_variant(self, name: str, variant: Any) -> None:
+    def _check_method(self, name: str, chain: Any) -> None:
+        if not isinstance(chain, list):
+            raise ValueError(f"{name}: expected a list of stages, found {chain!r}")
+        known = [*STAGES, *self.variants]
+        for stage in chain:
+            if stage not in known:
+                raise ValueError(f"{name}: no stage {stage!r}{did_you_mean(stage, known)}")
+
+    def _check_variant(self, name: Any, variant: Any) -> None:
+        if not isinstance(name, str) or not _FOLDER.fullmatch(name):
+            raise ValueError(
+                f"variants: {name!r} cannot be a folder's name: take 1 to 100 characters without / "
+                "and +, and no dot before them"
+            )
         if name in STAGES:
             raise ValueError(f"variants: {name!r} is the recipe's own stage, choose another name")
         if not isinstance(variant, dict) or variant.get("stage") not in STAGES:
@@ -95,13 +108,28 @@ def comparison_of(recipe: Recipe) -> Comparison:
         raise ValueError("the recipe has no `compare`")
     try:
         comparison = Comparison.from_dict(recipe.compare)
-        for chain in prefixes(comparison.chains().values()):
-            plan_of(recipe, comparison, chain[-1])
+        for name in comparison.variants:
+            _check_settings(recipe, comparison, name)
+        plans_of(recipe, comparison)
         for chain in prefixes(comparison.chains().values()):
             needs_of(comparison, chain)
     except ValueError as error:
         raise ValueError(f"compare: {error}") from None
     return comparison
+
+
+def _check_settings(recipe: Recipe, comparison: Comparison, variant: str) -> None:
+    """Of a variant that no method may have."""
+    try:
+        plan_of(recipe, comparison, variant)
+    except ValueError as error:
+        raise ValueError(f"variants: {variant}: {error}") from None
+
+
+def plans_of(recipe: Recipe, comparison: Comparison) -> list[StagePlan]:
+    """Of all stages and variants that a method has."""
+    stages = dict.fromkeys(chain[-1] for chain in prefixes(comparison.chains().values()))
+    return [plan_of(recipe, comparison, stage) for stage in stages]
 
 
 def prefixes(chains: Iterable[Chain]) -> list[Chain]:

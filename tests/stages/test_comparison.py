@@ -34,6 +34,18 @@ def compared(tiny_folder, tmp_path_factory):
     return output, content
 
 
+def test_what_a_later_stage_needs_is_checked_first(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "?"}\n')
+    nowhere = {"stage": "rl", "train_dataset": str(tmp_path / "nowhere.jsonl")}
+    values = {"data": {"train": str(rows), "train_cot": str(rows)},
+              "output_dir": str(tmp_path / "run"),
+              "compare": {"methods": {"RL": ["sft", "v"]}, "variants": {"v": nowhere}}}  # fmt: skip
+    with pytest.raises(ValueError, match="nowhere.jsonl cannot be read"):
+        compare(Recipe.from_dict(values), Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_all_files_are_there(compared):
     output, _ = compared
     written = {path.name for path in output.iterdir()}

@@ -166,6 +166,13 @@ def test_what_others_wait_for_starts_first(trained, tmp_path, monkeypatch):
           "variants": {"long": {"stage": "sft", MATCH: "TriMPI"}}},
          "goes at the pace of sft, which is not trained"),
         ({"notes": {"TriMP": "x"}}, "notes: no method 'TriMP'; did you mean 'TriMPI'"),
+        ({"methods": {1: ["sft"]}}, "methods: 1 is no name"),
+        ({"methods": {"": ["sft"]}}, "methods: '' is no name"),
+        ({"methods": {"a": []}, "variants": {"../x": {"stage": "sft"}}}, "'../x' cannot be"),
+        ({"methods": {"a": []}, "variants": {"": {"stage": "sft"}}}, "'' cannot be"),
+        ({"methods": {"a": []}, "variants": {"sft+rl": {"stage": "sft"}}}, "'sft.rl' cannot"),
+        ({"methods": {"a": ["sft"]}, "variants": {"of_none": {"stage": "rl", "beta": -1}}},
+         "variants: of_none: rl: beta must be at least 0"),
         ({"worker": 1}, "Comparison has no 'worker'; did you mean 'workers'"),
     ],
 )  # fmt: skip
