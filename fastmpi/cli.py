@@ -49,9 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        print(f"error: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Of memory, on the host or the GPU; torch's CPU allocator has no type of its own for it."""
+    kinds = ("MemoryError", "OutOfMemoryError")  # by name: torch need not be imported here
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
 
 
 def _dispatch(words: list[str]) -> int:

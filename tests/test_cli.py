@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastmpi.cli import COMMANDS, main
 from fastmpi.evaluation.folder import SuiteSummary
@@ -95,6 +96,32 @@ def test_flags_of_every_shape(trained):
 )  # fmt: skip
 def test_mistakes_are_one_line(capsys, words, message):
     assert message in error_of(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("rollouts need 7 GiB"),
+        MemoryError("rollouts need 7 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 7 GiB"),
+    ],
+)
+def test_running_out_of_memory_is_one_line(capsys, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("fastmpi.stages.chain.build_trainer", fail)
+    message = error_of(capsys, "sft", "--train-dataset", "t")
+    assert message.startswith("error: out of memory: ") and message.endswith("7 GiB")
+
+
+def test_other_runtime_errors_keep_their_traceback(monkeypatch):
+    def fail(*_, **__):
+        return torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    monkeypatch.setattr("fastmpi.stages.chain.build_trainer", fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main(["sft", "--train-dataset", "t"])
 
 
 def test_unknown_key_in_yaml_names_file_and_nearest(tmp_path, capsys):

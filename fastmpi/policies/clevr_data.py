@@ -103,6 +103,9 @@ class ClevrPolicyConfig(Settings):
         for name in ("depth", "num_policies", "num_train", "num_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        most = sum(len(values) for values in WORLDS[self.world].asked.values())
+        if self.depth > most:
+            raise ValueError(f"depth is at most {most}, the values that the world has to ask for")
         if self.rows_per_policy is not None and self.rows_per_policy < 1:
             raise ValueError(f"rows_per_policy must be at least 1, not {self.rows_per_policy}")
         for name in ("num_cot", "seed"):

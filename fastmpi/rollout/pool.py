@@ -23,7 +23,14 @@ class KeyValuePool:
         self.heads, self.dim = text.key_heads, text.key // text.key_heads
         shape = (text.layers, 2, self.heads, num_tokens, self.dim)
         # zeros, since what is masked is still multiplied by 0
-        self.storage = torch.zeros(shape, dtype=dtype, device=device)
+        try:
+            self.storage = torch.zeros(shape, dtype=dtype, device=device)
+        except (RuntimeError, TypeError) as error:  # no memory, or more than a number can say
+            need = num_tokens * token_bytes(text, dtype) / 2**30
+            raise torch.OutOfMemoryError(
+                f"keys and values of {num_tokens} tokens need {need:.3g} GiB, which are not there: "
+                "lower rollout_memory_gib or max_completion_length"
+            ) from error
 
     @property
     def nbytes(self) -> int:

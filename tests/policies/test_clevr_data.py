@@ -233,6 +233,7 @@ def test_a_folder_with_files_is_not_touched(tmp_path: Path) -> None:
         ({"world": "moon"}, "world is one of clevr, clevr_compact, tiny"),
         ({"variant": "X"}, "variant"),
         ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 16, "world": "clevr"}, "depth is at most 15, the values that the world"),
         ({"num_cot": 10**6}, "num_cot = 1000000, of 20000"),
         ({"num_cot": -1}, "num_cot must not be negative"),
         ({"seed": -1}, "seed must not be negative"),

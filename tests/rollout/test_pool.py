@@ -19,6 +19,12 @@ def test_bytes(dtype):
     assert pool.nbytes == 5 * token_bytes(TEXT, dtype) == 5 * 2 * 3 * 8 * dtype.itemsize
 
 
+@pytest.mark.parametrize("tokens", [10**13, 10**30])  # more than there is, than a number can say
+def test_what_there_is_no_memory_for_names_the_settings(tokens):
+    with pytest.raises(torch.OutOfMemoryError, match="GiB, .*: lower rollout_memory_gib or max_c"):
+        KeyValuePool(TEXT, tokens, torch.float32, torch.device("cpu"))
+
+
 def test_room_takes_the_first_gap_that_is_long_enough():
     room = Room(10)
     assert [room.take(size) for size in (4, 3, 3, 1)] == [0, 4, 7, None]
