@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from local_server import Handler, listening
 
 Answer = str | tuple[int, Any] | bytes
 """Text of a completion; a status and what goes with it; or the raw body of a 200."""
@@ -48,38 +48,22 @@ def completion(text: Any, finish: str = "stop") -> dict[str, Any]:
 @contextmanager
 def serving(answer: Callable[[dict], Answer]) -> Iterator[StandIn]:
     stand_in = StandIn(answer)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(stand_in))
-    stand_in.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with listening(_handler(stand_in)) as address:
+        stand_in.url = f"{address}/v1"
         yield stand_in
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(stand_in: StandIn) -> type[Handler]:
+    class Endpoint(Handler):
         def do_POST(self) -> None:
             assert self.path == "/v1/chat/completions"
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = self.body()
             stand_in.requests.append(request)
             stand_in.keys.append(self.headers["Authorization"])
-            status, body = _response(stand_in.answer(request))
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in stand_in.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            headers = {"Content-Type": "application/json", **stand_in.headers}
+            self.reply(*_response(stand_in.answer(request)), headers)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
+    return Endpoint
 
 
 def _response(answer: Answer) -> tuple[int, bytes]:

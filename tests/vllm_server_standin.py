@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from local_server import Handler, listening
 from vllm_standin import LLM, SamplingParams
 
 
@@ -88,28 +88,20 @@ def serving(folder: Path, **settings: Any) -> Iterator[Server]:
     mode = settings.pop("logprobs_mode", "raw_logprobs")
     llm = LLM(str(folder), dtype="float32", logprobs_mode=mode, enable_prefix_caching=True)
     found = Server(llm, **settings)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(found))
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with listening(_handler(found)) as found.url:
         yield found
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(server: Server) -> type[Handler]:
+    class Served(Handler):
         def do_GET(self) -> None:
-            self.reply(lambda: server.get(self.path))
+            self.answer(lambda: server.get(self.path))
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.reply(lambda: server.post(self.path, body))
+            body = self.body()
+            self.answer(lambda: server.post(self.path, body))
 
-        def reply(self, make: Any) -> None:
+        def answer(self, make: Any) -> None:
             with server.lock:
                 server.headers.append(dict(self.headers))
                 if self.path in server.broken:
@@ -118,12 +110,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     found = make()
                     status = 404 if found is None else 200
                     text = json.dumps(found) if found else ""
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+            self.reply(status, text.encode())
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    return Handler
+    return Served
