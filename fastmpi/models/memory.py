@@ -164,7 +164,8 @@ def head_bytes(
 class RolloutMemory:
     """Bytes of the built-in engine. shared: its keys and values, where each prompt is held once and
     what prompts begin with once for all; unshared: a copy for each response. reading: the prompts'
-    forward pass. decoding: a step's scores, logits and probabilities."""
+    forward pass. decoding: a step's logits and what draws from them, or partial results of a
+    layer's attention, whichever is more."""
 
     shared: int
     unshared: int
@@ -184,16 +185,18 @@ def rollout_memory(
     read_tokens: int,
     prompt_lengths: Sequence[int],
     response_tokens: int,
+    parts: int,
+    logits_held: int,
 ) -> RolloutMemory:
     """held_tokens: that the engine has room for. read_tokens: of prompts, in one forward pass.
-    prompt_lengths: of the prompt of each response that is written at the same time."""
+    prompt_lengths: of the prompt of each response that is written at the same time. parts: of one
+    response's attention (`ops.decode_attention`). logits_held: tensors as large as the logits."""
     responses = len(prompt_lengths)
     token = text.key_value_bytes(precision)
     row = 4 * text.wide * precision.compute + 4 * text.hidden * precision.weights
-    seen = max(prompt_lengths) + response_tokens
-    # scores and weights of a layer; logits and the weights of tokens
-    attention = 2 * responses * text.heads * seen * precision.logits
-    sampling = 2 * responses * text.vocabulary * precision.logits
+    # a float32 result of each head, and its log-sum-exp
+    attention = 4 * responses * parts * (text.query + text.heads)
+    sampling = logits_held * responses * text.vocabulary * precision.logits
     return RolloutMemory(
         shared=held_tokens * token,
         unshared=(sum(prompt_lengths) + responses * (response_tokens - 1)) * token,

@@ -102,8 +102,10 @@ class DecodeCache:
 
 
 def count_parts(requests: Sequence[Request]) -> int:
-    """Partial results of attention to the prompt that has the most."""
-    return max(
+    """Partial results of attention to the prompt that has the most, or a few more: a power of two,
+    so that it seldom changes."""
+    most = max(
         sum(-(-segment.length // PART_TOKENS) for segment in request.segments)
         for request in requests
     )
+    return 1 << (most - 1).bit_length()

@@ -37,8 +37,10 @@ class NativeEngine:
     """Samples with the model that is being trained, in its own process.
 
     memory_gib: GiB for keys and values, in which as many responses and prompts are held as fit;
-    allocated at the first call and kept, with all that a step needs. None: what `max_responses`
-    need, on CUDA half of what is free at most, and nothing is kept.
+    allocated at the first call and kept. Beside them lies what `models.memory.rollout_memory`
+    counts: a step's logits and partial results, which graphs keep too, and while prompts are read
+    their forward pass. None: what `max_responses` need, on CUDA half of what is free at most, and
+    nothing is kept.
     max_responses: written together at most. max_prompt_tokens: read together at most (a prompt is
     never split). min_shared_tokens: from how many tokens on the common beginning of several prompts
     is held once for all of them. cuda_graphs: with memory_gib, steps on CUDA are captured and
@@ -149,7 +151,6 @@ class NativeEngine:
 
     def _decoder(self, plan: Plan, parts: int, params: SamplingParams) -> Decoder:
         """The last call's, with its graphs, if nothing that it depends on has changed."""
-        parts = 1 << (parts - 1).bit_length()  # so that it seldom changes
         if self.memory_gib is None:
             return self._new_decoder(plan, parts, params)
         key: tuple[object, ...] = (plan, self._dtype, parts, replace(params, seed=0))

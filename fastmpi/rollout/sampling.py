@@ -100,6 +100,12 @@ def invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     return (piece * _PIECE + place)[:, 0].clamp(max=size - 1)  # NaN: see ContinuousBatch
 
 
+def logits_held(top_k: int, top_p: float) -> int:
+    """How many tensors as large as the logits (B, V) a draw holds at once: logits and weights, and
+    what sorts and masks them."""
+    return 2 + 2 * (top_k > 0) + 6 * (top_p < 1)
+
+
 class Sampler:
     """Draws the next token of every row from the hidden state of the last one."""
 

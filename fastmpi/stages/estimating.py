@@ -149,7 +149,7 @@ class _Estimator:
             work=tuple(tuple(self._work(batch) for batch in step) for step in steps),
             encoded=self._encoded(steps),
             rollout=rollout,
-            kept=getattr(self.args, "kept_rollout_bytes", 0),
+            kept=self._kept(rollout),
             copy=self._copy(),
             notes=tuple(self._notes()),
         )
@@ -158,6 +158,11 @@ class _Estimator:
         if not self.is_rl:
             return None, 0.0
         return rollout_estimate(self.trainer, self.text, self.precision, self.response_tokens)
+
+    def _kept(self, rollout: RolloutEstimate | None) -> int:
+        """What sampling holds during updates, on CUDA with the memory of its graphs."""
+        kept: int = getattr(self.args, "kept_rollout_bytes", 0)
+        return kept + (rollout.memory.decoding if kept and rollout and self.cuda else 0)
 
     # ---- what the steps train on -----------------------------------------------------------
 

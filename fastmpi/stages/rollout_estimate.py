@@ -12,8 +12,11 @@ from fastmpi.data.samples import Prompt
 from fastmpi.models.flops import visible_pairs
 from fastmpi.models.memory import RolloutMemory, rollout_memory
 from fastmpi.models.sizes import Precision, TextShape
+from fastmpi.ops.decode_attention import PART_TOKENS
+from fastmpi.rollout.cache import count_parts
 from fastmpi.rollout.native import NativeEngine
 from fastmpi.rollout.plan import make_plan
+from fastmpi.rollout.sampling import logits_held
 from fastmpi.rollout.segments import lay_out, make_requests
 
 if TYPE_CHECKING:
@@ -97,4 +100,6 @@ def _memory(
         read_tokens=min(sum(segment.length for segment in segments), engine.max_prompt_tokens),
         prompt_lengths=lengths[: plan.num_slots],
         response_tokens=args.max_completion_length,
+        parts=count_parts(requests) + -(-plan.capacity // PART_TOKENS),
+        logits_held=logits_held(args.top_k, args.top_p),
     )

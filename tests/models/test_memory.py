@@ -139,6 +139,8 @@ def test_a_rollout_holds_what_the_formula_says(tiny_folder):
         read_tokens=600,
         prompt_lengths=[400] * 48,
         response_tokens=64,
+        parts=3,
+        logits_held=2,
     )
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert weights + said.peak == pytest.approx(count.peak, rel=TOLERANCE)

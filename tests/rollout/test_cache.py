@@ -105,7 +105,9 @@ def test_low_precision_keeps_its_dtype():
     torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize(("lengths", "parts"), [([1], 1), ([512], 1), ([513, 5], 3)])
+@pytest.mark.parametrize(
+    ("lengths", "parts"), [([1], 1), ([512], 1), ([513, 5], 4), ([512] * 5, 8)]
+)
 def test_partial_results(lengths, parts):
     segments = tuple(Segment(length, length, 0) for length in lengths)
     short = Request(None, [], (Segment(1, 1, 0),))

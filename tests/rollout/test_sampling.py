@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,12 @@ from fastmpi.rollout.sampling import (
     invert_cdf,
     keep_top_k,
     keep_top_p,
+    logits_held,
     uniforms,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from allocations import Allocations  # noqa: E402
 
 LOGITS = torch.tensor([2.0, 0.5, -torch.inf, 1.0, 0.0, -1.0, 1.5], dtype=torch.float64)
 
@@ -132,3 +139,14 @@ def test_logits_on_cuda_are_not_rounded(dtype, softcap):
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     wanted = (logits / 0.7).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(logprobs.double(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (20, 1.0), (0, 0.9), (20, 0.9)])
+def test_a_draw_holds_what_is_counted(top_k, top_p):
+    num_rows, vocabulary = 32, 20_000
+    hidden, head = torch.randn(num_rows, 1), torch.randn(vocabulary, 1)
+    sampler = Sampler(SamplingParams(1, top_k=top_k, top_p=top_p), head, None, (3, 4))
+    with torch.inference_mode(), Allocations() as count:
+        sampler(hidden, torch.rand(num_rows, dtype=torch.float64))
+    found = count.peak / (4 * num_rows * vocabulary)
+    assert found == pytest.approx(logits_held(top_k, top_p), rel=0.15)

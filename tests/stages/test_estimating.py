@@ -113,6 +113,9 @@ def test_a_stated_rollout_memory_stays_during_updates(recipe, data, tiny_folder)
     held = stated.rollout.memory.shared
     assert 2**29 - 2**14 < held <= 2**29 == stated.kept and free.kept == 0
     assert stated.peak >= stated.update.peak + 2**29
+    plan = recipe.stage("rl", {"rollout_memory_gib": 0.5})
+    graphs = estimate_stage(plan, model, data, device="cuda")  # which keep a step's logits
+    assert graphs.kept == 2**29 + graphs.rollout.memory.decoding > 2**29
 
 
 def test_pictures_are_encoded_once_while_they_fit(recipe, data, tiny_folder, monkeypatch):
