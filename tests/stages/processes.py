@@ -2,9 +2,10 @@
 
 The jobs of one launch run one after the other, since starting processes costs more than they do. As
 a program: `python processes.py jobs.json`. A job: stage, settings (whose batch is of all processes
-together), rows, model, policies (name -> text), resume (a checkpoint, or None), exact (norms in
-float64 too), held (a file for what each process held in the end, see `_write_held`), and death, if
-one of its processes is to die: {"rank", "how": "kill" or an error's words, "where": see `_deadly`}.
+together), rows, model, policies (name -> text), resume (a checkpoint, or None), exact (norms and
+rotations in float64 too), held (a file for what each process held in the end, see `_write_held`),
+and death, if one of its processes is to die: {"rank", "how": "kill" or an error's words, "where":
+see `_deadly`}.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -46,26 +47,30 @@ def run(job: dict[str, Any]) -> None:
     trainer = make(job["model"], make.config_class(**settings), job["rows"], **more)
     if "death" in job:
         _deadly(trainer, **job["death"])
-    with _norms_without_casts() if job.get("exact") else contextlib.nullcontext():
+    with _without_casts() if job.get("exact") else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=job.get("resume"))
     if "held" in job:
         _write_held(trainer, job["held"])
 
 
 @contextlib.contextmanager
-def _norms_without_casts() -> Iterator[None]:
-    """The model's own casts to float32 would hide errors below 1e-7."""
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+def _without_casts() -> Iterator[None]:
+    """The model's own casts to float32, of norms and of the tower's rotations, would make of an
+    error of 1e-16 one of 1e-8 as soon as it changes how a number is rounded."""
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
-    def forward(self: Any, x: Any) -> Any:
+    def norm(self: Any, x: Any) -> Any:
         return self.weight * (x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt())
 
-    stock = Qwen2_5_VLRMSNorm.forward
-    Qwen2_5_VLRMSNorm.forward = forward
-    try:
+    def rotated(q: Any, k: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+        return tuple(x * cos + stock.rotate_half(x) * sin for x in (q, k))
+
+    with (
+        mock.patch.object(stock.Qwen2_5_VLRMSNorm, "forward", norm),
+        mock.patch.object(stock, "apply_rotary_pos_emb_vision", rotated),
+    ):
         yield
-    finally:
-        Qwen2_5_VLRMSNorm.forward = stock
 
 
 def _write_held(trainer: Any, file: str) -> None:
@@ -128,37 +133,61 @@ def _deadly(trainer: Any, rank: int, how: str, where: str, log: str) -> None:
         saving.checkpoints.rng_state = after(saving.checkpoints.rng_state)  # type: ignore[attr-defined]
 
 
+class Process(subprocess.Popen):
+    """One of a launch. What it says goes to a file, so that none waits for a reader."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], said: Path, store: Any):
+        self.said, self.store = said, store  # which lives as long as any process
+        with said.open("wb") as file:
+            super().__init__(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def end(self, timeout: float) -> str:
+        """Waits until it has ended, and ends it when that takes too long; what it said."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        return self.said.read_text(errors="replace")
+
+
 def start(
     jobs: list[dict[str, Any]], file: Path, processes: int, **variables: str
-) -> list[subprocess.Popen]:
-    """`processes` processes that run `jobs`. variables: more of their environment."""
+) -> list[Process]:
+    """`processes` processes that run `jobs`. variables: more of their environment.
+
+    As torchrun does, this process listens where they find one another, so that no port has to be
+    free a second time.
+    """
+    from torch.distributed import TCPStore
+
     file.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": "1",
         **variables,
     }
     return [
-        subprocess.Popen(
+        Process(
             [sys.executable, __file__, str(file)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            file.with_name(f"{file.name}-{rank}.txt"),
+            store,
         )
         for rank in range(processes)
     ]
 
 
 def launch(jobs: list[dict[str, Any]], file: Path, processes: int) -> None:
-    """Runs all jobs in `processes` processes; an error of any of them is an AssertionError."""
-    for process in start(jobs, file, processes):
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors.decode()[-3000:]
+    """Runs all jobs in `processes` processes; an error of any of them is an AssertionError that
+    shows how each ended."""
+    started = start(jobs, file, processes)
+    said = [process.end(timeout=1200) for process in started]  # a busy machine takes ten minutes
+    ends = [f"{p.returncode}: {text[-3000:]}" for p, text in zip(started, said, strict=True)]
+    assert not any(process.returncode for process in started), "\n".join(ends)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,10 @@ def test_a_process_that_dies_ends_the_others(
         job["settings"]["steps_per_generation"] = 1  # a window each step
     death = {"rank": rank, "how": how, "where": where, "log": str(tmp_path / "death")}
     processes = start([{**job, "death": death}], tmp_path / "jobs", 2)
-    _, errors = processes[1 - rank].communicate(timeout=300)
+    errors = processes[1 - rank].end(timeout=300)
     took = time.time() - float((tmp_path / "death").read_text())
-    processes[rank].communicate(timeout=60)
+    processes[rank].end(timeout=60)
     assert took < 60 and processes[1 - rank].returncode == 1
     why = f"process {rank} died" if how == "kill" else f"process {rank} failed: OSError: {how}"
-    assert why in errors.decode()
+    assert why in errors
     assert not (tmp_path / "out" / "checkpoint-2").exists()
