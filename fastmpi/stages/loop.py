@@ -33,7 +33,13 @@ from fastmpi.stages.lifeline import lifeline
 from fastmpi.stages.optimizer import make_optimizer, trained_parameters
 from fastmpi.stages.profiling import StepProfiler, peak_gb, region
 from fastmpi.stages.rows import Row, Rows, check_length, policies_digest
-from fastmpi.stages.saving import exported, load_checkpoint, save_checkpoint
+from fastmpi.stages.saving import (
+    check_all_see,
+    exported,
+    load_checkpoint,
+    save_checkpoint,
+    save_last,
+)
 from fastmpi.stages.sharding import Shards
 from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker, check_report_to
@@ -172,6 +178,7 @@ class Trainer(OptimizerStep, ABC):
             return self._train(found)
 
     def _train(self, found: Path | None) -> TrainResult:
+        check_all_see(self, found)
         self.begin()
         if found is not None:
             load_checkpoint(self, found)
@@ -356,11 +363,8 @@ class Trainer(OptimizerStep, ABC):
 
     def _finish(self) -> TrainResult:
         """Save what is left to save: a last checkpoint, then the merged model."""
-        newest = checkpoints.checkpoints(self.args.output_dir)
-        if self.args.save_strategy == "steps" and (
-            not newest or newest[-1].name != f"checkpoint-{self.state.global_step}"
-        ):
-            save_checkpoint(self)
+        if self.args.save_strategy == "steps":
+            save_last(self)
         if self.checkpoints_layers:
             self.model.gradient_checkpointing(False)
         if self.args.use_peft and not self.is_sharded:

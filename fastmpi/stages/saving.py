@@ -52,6 +52,25 @@ def save_checkpoint(trainer: Trainer) -> None:
         checkpoints.prune(args.output_dir, args.save_total_limit)
 
 
+def save_last(trainer: Trainer) -> None:
+    """The checkpoint of the last step, unless it is there. The first process looks: over a network
+    the others may not see yet what it has just renamed."""
+    newest = checkpoints.checkpoints(trainer.args.output_dir)
+    there = bool(newest) and newest[-1].name == f"checkpoint-{trainer.state.global_step}"
+    if not trainer.gather_json(there)[0]:
+        save_checkpoint(trainer)
+
+
+def check_all_see(trainer: Trainer, found: Path | None) -> None:
+    """`ValueError` where processes would go on from different steps: `found` is each one's own."""
+    names = trainer.gather_json(None if found is None else found.name)
+    if any(name != names[0] for name in names):
+        raise ValueError(
+            f"the processes see different checkpoints in {trainer.args.output_dir} ({names}): "
+            "output_dir must be one folder, which all machines share"
+        )
+
+
 @contextmanager
 def exported(trainer: Trainer) -> Iterator[ForestModel]:
     """The model, whole on the first process, to be saved. All processes enter together."""
