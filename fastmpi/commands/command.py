@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,3 +74,9 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def tell(text: str) -> None:
+    """A result, once: of several processes the first one prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)

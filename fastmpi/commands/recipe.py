@@ -14,6 +14,7 @@ from fastmpi.commands.command import (
     Command,
     common,
     quiet,
+    tell,
 )
 from fastmpi.commands.suites_table import print_suites
 from fastmpi.files import write_whole
@@ -30,7 +31,7 @@ def run(command: Command, words: Sequence[str]) -> int:
     result = chain.run(recipe, **_trust(own))
     if result.suites:
         print_suites(result.suites)
-    print(f"the model is in {result.model}")
+    tell(f"the model is in {result.model}")
     return 0
 
 

@@ -14,6 +14,7 @@ from fastmpi.commands.command import (
     merged,
     quiet,
     require,
+    tell,
 )
 from fastmpi.flags import add_flags, flags_of, parse
 from fastmpi.recipe import STAGES, stage_plan
@@ -84,5 +85,5 @@ def _train(kind: str, settings: dict[str, Any], own: Mapping[str, Any]) -> int:
     trust = own.get("trust_recipe_code", False)
     trainer = build_trainer(plan, resolve_model(model), data, trust_recipe_code=trust)
     result = trainer.train(resume_from_checkpoint=outside["resume_from_checkpoint"])
-    print(f"{kind}: {result.global_step} steps, the model is in {result.output_dir}")
+    tell(f"{kind}: {result.global_step} steps, the model is in {result.output_dir}")
     return 0

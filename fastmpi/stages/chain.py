@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmpi.config import TrainingConfig
 from fastmpi.data.rows import read_rows
 from fastmpi.files import ASIDE, make_folder, write_whole
 from fastmpi.policies.generate import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, OVERRIDE, Recipe, StagePlan, load_recipe
 from fastmpi.stages.evaluating import check_evaluation, evaluate_recipe
+from fastmpi.stages.launching import join_processes
 from fastmpi.stages.record import (
     RECORD,
     DataFiles,
@@ -152,10 +154,7 @@ def _records(
 @contextmanager
 def _only_main() -> Iterator[bool]:
     """True in the first process of a distributed run, which writes files; the others wait."""
-    import torch
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.accelerator.is_available())  # as the trainers do
+    state = join_processes(TrainingConfig.ddp_timeout)
     state.wait_for_everyone()
     yield state.is_main_process
     state.wait_for_everyone()
@@ -217,6 +216,7 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    state = join_processes(_patience(recipe))
     data = prepare_data(recipe, overwrite=overwrite)
     start = StageStart(resolve_model(recipe.model), recipe.model)
     check_inputs(recipe, recipe.stages(), data, trust_recipe_code)
@@ -234,18 +234,22 @@ def run(
             trust_remote_code=trust_remote_code,
         )
         start = StageStart(records[plan.kind].model, records[plan.kind].identity)
-    with _only_main() as is_main:
-        if not is_main:
-            return RunResult(start.model, records, {})
-        suites = evaluate_recipe(
-            recipe,
-            start.model,
-            data,
-            output / "eval",
-            overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
-        )
+    if not state.is_main_process:  # nor waits: an evaluation may take longer than any patience
+        return RunResult(start.model, records, {})
+    suites = evaluate_recipe(
+        recipe,
+        start.model,
+        data,
+        output / "eval",
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
     return RunResult(start.model, records, suites)
+
+
+def _patience(recipe: Recipe) -> int:
+    """Seconds that processes wait for one another: they are joined once for all stages."""
+    return max([TrainingConfig.ddp_timeout, *(p.config.ddp_timeout for p in recipe.stages())])
 
 
 def check_inputs(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from fastmpi.config import TrainingConfig
 
@@ -36,6 +36,16 @@ def make_accelerator(args: TrainingConfig) -> Accelerator:
             "MULTI_CPU or FSDP version 2"
         )
     return accelerator
+
+
+def join_processes(patience: int) -> PartialState:
+    """The processes of this run, before anything is made with them. patience: seconds that each
+    waits for the others; whoever asks first decides."""
+    from accelerate import PartialState
+
+    return PartialState(
+        cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=patience)
+    )
 
 
 def is_sharded_run(args: TrainingConfig, accelerator: Accelerator) -> bool:

@@ -62,6 +62,34 @@ def test_each_stage_starts_from_the_one_before(trained, files, tmp_path):
     assert Recipe.from_yaml(run / "config.yaml").sft == {}
 
 
+@pytest.mark.parametrize("is_main", [True, False])
+def test_processes_wait_as_long_as_a_stage_says_and_not_for_the_evaluation(
+    trained, files, tmp_path, monkeypatch, is_main
+):
+    done = []
+
+    class State:
+        is_main_process = is_main
+
+        def __init__(self, cpu, timeout):
+            done.append(timeout.total_seconds())
+
+        def wait_for_everyone(self):
+            done.append("wait")
+
+    def evaluate(*_, **__):
+        done.append("evaluate")
+        return {"task": 1}
+
+    monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr(chain, "evaluate_recipe", evaluate)
+    if not is_main:  # the first process, which is not here, writes
+        (tmp_path / "run").mkdir()
+    result = run_recipe(recipe(tmp_path, files, cpt={}, sft={"ddp_timeout": 4000}))
+    assert done[0] == 4000 and done[-2:] == (["wait", "evaluate"] if is_main else ["wait", "wait"])
+    assert result.suites == ({"task": 1} if is_main else {})
+
+
 def test_finished_stages_are_not_run_again(trained, files, tmp_path):
     run_recipe(recipe(tmp_path, files, cpt={}, sft={}))
     run_recipe(recipe(tmp_path, files, cpt={"logging_steps": 1}, sft={}, rl={}))
