@@ -35,6 +35,7 @@ class BackgroundJob(Generic[ResultT]):
         """Ends the thread at the work's next `check`; what it has found or raised is dropped."""
         self._cancelled.set()
         self._join()
+        self._error = None  # its traceback holds this job, and all that the work held
 
     def _join(self) -> None:
         while self._thread.is_alive():

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 class TrainedModel(NativeEngine):
     """The engine by default: the model itself, with the precision and the features of training.
 
-    model: another with the same tower."""
+    model: another with the same tower, for one call, so that
+    graphs of its steps would not be used again."""
 
     def __init__(self, trainer: PolicyRolloutTrainer, model: ForestModel | None = None) -> None:
         super().__init__(
             model or trainer.model,
             memory_gib=trainer.args.rollout_memory_gib,
             features=trainer.features.of,
+            cuda_graphs=model is None,
         )
         self._precision = trainer.precision
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import traceback
+import weakref
 from typing import Any
 
 import pytest
@@ -45,6 +47,30 @@ def test_a_cancelled_job_ends_at_its_next_check() -> None:
     before = threading.active_count()
     BackgroundJob(endless, "job").cancel()
     assert threading.active_count() == before
+
+
+def test_what_a_cancelled_job_held_goes_with_it() -> None:
+    """At once: it may be the memory of an engine."""
+    held: list[weakref.ref[Any]] = []
+    began = threading.Event()
+
+    def work(check: Any) -> None:
+        memory = threading.Event()
+        held.append(weakref.ref(memory))
+        began.set()
+        while True:
+            check()
+            memory.wait(0.01)
+
+    gc.collect()
+    gc.disable()
+    try:
+        job = BackgroundJob(work, "job")
+        began.wait(10)
+        job.cancel()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_update_leaves_the_random_generator_to_others(world) -> None:

@@ -93,3 +93,10 @@ def test_the_copys_memory_is_given_up_before_the_model_samples(world, pools) -> 
     assert len(pools) == 2  # the first window is the model's own, the others the copy's
     with trainer.rollouts.engine():
         assert trainer.rollouts._copy is None
+
+
+def test_steps_of_a_model_for_one_call_are_not_captured(world) -> None:
+    trainer = world.trainer("rl")
+    trainer.begin()
+    assert TrainedModel(trainer).cuda_graphs
+    assert not TrainedModel(trainer, trainer.model).cuda_graphs
