@@ -75,6 +75,8 @@ def test_workers_end_with_what_started_them(tmp_path, sent, code):
     process = subprocess.Popen(
         [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        # a background job ignores Ctrl-C, and what it starts would too
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert int(process.stdout.readline()) != process.pid
     time.sleep(0.5)  # the job has begun
