@@ -95,9 +95,10 @@ def test_bad_values(values: dict, message: str) -> None:
     [
         ({"loss_type": "ppo"}, "'ppo' is not one of grpo, dapo, bnpo, dr_grpo"),
         ({"temperature": 0.0}, r"temperature must be in \[0.0001, 10000\], not 0.0"),
+        ({"memory_budget_gib": 1e300}, r"memory_budget_gib must .* than 1e9, not 1e\+300"),
         ({"temperature": 1e-300}, r"temperature must be in \[0.0001, 10000\]"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
-        ({"rollout_memory_gib": 0.0}, "rollout_memory_gib must be positive, not 0.0"),
+        ({"rollout_memory_gib": 0.0}, "rollout_memory_gib must be positive and less than 1e9"),
         ({"rollout_memory_gib": 1.0, "use_vllm": True}, "rollout_memory_gib is of the built-in"),
         ({"num_generations": 1, "num_policy_generations": 0}, "at least 2 responses"),
         ({"dynamic_sampling_range": (0.9, 0.1)}, "0.9 is not below 0.1"),

@@ -28,6 +28,13 @@ def check_share(config: Settings, *names: str) -> None:
             raise ValueError(f"{name} must be in [0, 1), not {getattr(config, name)}")
 
 
+def check_gib(config: Settings, name: str) -> None:
+    """Memory, or None; its bytes must be a number that a tensor may have."""
+    gib = getattr(config, name)
+    if gib is not None and not 0 < gib < 1e9:
+        raise ValueError(f"{name} must be positive and less than 1e9, not {gib}")
+
+
 def check_choices(config: Settings) -> None:
     """Settings of some words, alone or beside another type as in `bool | Literal["auto"]`."""
     for name, hint in typing.get_type_hints(type(config)).items():

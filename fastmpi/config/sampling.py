@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmpi.config.checks import check_at_least, check_between
+from fastmpi.config.checks import check_at_least, check_between, check_gib
 from fastmpi.config.training import TrainingConfig
 
 
@@ -87,8 +87,7 @@ class SamplingConfig(TrainingConfig):
         check_between(self, 1e-4, 10_000, "temperature")  # logits over it must stay finite
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if self.rollout_memory_gib is not None and not self.rollout_memory_gib > 0:
-            raise ValueError(f"rollout_memory_gib must be positive, not {self.rollout_memory_gib}")
+        check_gib(self, "rollout_memory_gib")
         if self.use_vllm:
             self._check_vllm()
         if self.corrects_sampling:

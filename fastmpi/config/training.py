@@ -6,7 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmpi.config.checks import check_at_least, check_between, check_choices, check_share
+from fastmpi.config.checks import (
+    check_at_least,
+    check_between,
+    check_choices,
+    check_gib,
+    check_share,
+)
 from fastmpi.settings import Settings
 
 _AT_LEAST_1 = (
@@ -205,8 +211,7 @@ class TrainingConfig(Settings):
         """Of the model and its memory."""
         if self.max_tokens_per_microbatch != "auto":
             check_at_least(self, 1, "max_tokens_per_microbatch")
-        if self.memory_budget_gib is not None and self.memory_budget_gib <= 0:
-            raise ValueError(f"memory_budget_gib must be positive, not {self.memory_budget_gib}")
+        check_gib(self, "memory_budget_gib")
         if self.lora_target_modules == []:
             raise ValueError("lora_target_modules is empty: leave it out for all linear layers")
         if self.bf16 and self.dtype == "float64":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmpi.config.checks import check_at_least, check_choices
 from fastmpi.evaluation.folder import SUITES
 from fastmpi.evaluation.harness_tasks import HarnessSettings
 from fastmpi.evaluation.judge import JudgeSettings
@@ -65,19 +66,13 @@ class EvalConfig(Settings):
     """Precision; auto: on a GPU the one that the weights are saved in, else fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.temperature < 0 or self.num_timed_prompts < 0:
-            raise ValueError("temperature and num_timed_prompts must not be negative")
-        if self.num_rows is not None and self.num_rows < 1:
-            raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
-        if self.dtype not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"dtype: {self.dtype!r} is not one of auto, fp32, bf16")
-        if self.override_context not in ("block", "whole"):
-            raise ValueError(
-                f"override_context: {self.override_context!r} is not one of block, whole"
-            )
+        check_choices(self)
+        check_at_least(self, 1, "batch_size", "max_completion_length")
+        check_at_least(self, 0, "num_timed_prompts", "seed")
+        if self.temperature and not 1e-4 <= self.temperature <= 10_000:  # logits over it are finite
+            raise ValueError(f"temperature must be 0 or in [0.0001, 10000], not {self.temperature}")
+        if self.num_rows is not None:
+            check_at_least(self, 1, "num_rows")
         for name in self.suites or ():
             if name not in SUITES:
                 near = did_you_mean(name, SUITES)

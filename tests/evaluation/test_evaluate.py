@@ -101,6 +101,12 @@ def test_config_refuses_nonsense(field):
         EvalConfig.from_dict({field: 0})
 
 
+@pytest.mark.parametrize("temperature", [-1.0, 1e-300, 1e300])
+def test_a_temperature_leaves_logits_finite(temperature):
+    with pytest.raises(ValueError, match=r"temperature must be 0 or in \[0.0001, 10000\], not "):
+        EvalConfig(temperature=temperature)
+
+
 def test_result_summarises():
     common = {"policy_id": "a", "response": "\u05d0"}
     items = [{"id": i, "answer": f"Case {i}", "correct": i == 0, **common} for i in range(2)]
