@@ -24,7 +24,7 @@ from fastmpi.models.family import FAMILIES
 from fastmpi.models.features import ImageFeatures
 from fastmpi.models.lora import add_lora, merged_state_dict
 from fastmpi.models.probe import probe as probe_model
-from fastmpi.models.refuse import check_supported
+from fastmpi.models.refuse import check_supported, supported_config
 from fastmpi.models.trainable import Part, parts, set_trainable
 from fastmpi.ops.forest_attention import BACKENDS
 
@@ -83,19 +83,9 @@ class ForestModel(nn.Module):
         The architecture is checked before the weights are read. `probe` compares the forest with
         the stock forward on two branches and a picture; `ValueError` where they disagree.
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText
 
-        if not Path(path).exists() and str(path).count("/") != 1:
-            # Asking the hub takes minutes where there is no network.
-            raise ValueError(
-                f"no model folder {str(path)!r}; a model on the hub is named owner/name"
-            )
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except OSError as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(f"no model folder {str(path)!r}, nor on the hub: {why}") from error
-        check_supported(config)
+        supported_config(path, trust_remote_code=trust_remote_code)
         processor = Processor.from_pretrained(path, trust_remote_code=trust_remote_code)
         try:
             model = AutoModelForImageTextToText.from_pretrained(

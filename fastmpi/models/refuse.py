@@ -8,6 +8,7 @@ packed tokens) would be silently wrong, so the check is a list of what is known 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmpi.models.family import FAMILIES
@@ -39,6 +40,23 @@ _WINDOWED = ("sliding_attention", "chunked_attention")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "router_aux_loss_coef")
 _BIDIRECTIONAL = ("gemma3", "gemma3n", "gemma4", "paligemma")
 _SINKS = ("gpt_oss",)
+
+
+def supported_config(path: str | Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a model folder or hub name; `ValueError` where there is none, or one of a model
+    that cannot run as a forest."""
+    from transformers import AutoConfig
+
+    if not Path(path).exists() and str(path).count("/") != 1:
+        # Asking the hub takes minutes where there is no network.
+        raise ValueError(f"no model folder {str(path)!r}; a model on the hub is named owner/name")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"no model folder {str(path)!r}, nor on the hub: {why}") from error
+    check_supported(config)
+    return config
 
 
 def check_supported(config: PretrainedConfig) -> None:

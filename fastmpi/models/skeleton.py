@@ -8,7 +8,7 @@ import torch
 
 from fastmpi.data.processor import Processor
 from fastmpi.models.forest_model import ForestModel
-from fastmpi.models.refuse import check_supported
+from fastmpi.models.refuse import supported_config
 
 
 def skeleton(
@@ -16,14 +16,9 @@ def skeleton(
 ) -> ForestModel:
     """The model of a folder or hub name on torch's "meta" device. No weight is read: a 7B model is
     there in seconds, and can be counted, cut and given an adapter, but not run."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"no model folder {str(path)!r}, nor on the hub: {why}") from error
-    check_supported(config)
+    config = supported_config(path, trust_remote_code=trust_remote_code)
     processor = Processor.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(

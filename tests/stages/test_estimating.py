@@ -204,3 +204,5 @@ def test_a_skeleton_has_no_weights(tiny_folder, tmp_path):
     assert all(parameter.is_meta for parameter in model.parameters())
     with pytest.raises(ValueError, match="no model folder"):
         skeleton(tmp_path / "none")
+    with pytest.raises(ValueError, match="'none'; a model on the hub is named owner/name"):
+        skeleton("none")  # the hub is not asked, which takes minutes without network
