@@ -1,38 +1,35 @@
 """The training loop of all three stages.
 
 A stage says which rows it can use (`check`), what an optimiser step trains on (`next_step`), and
-what of it a checkpoint must keep; the step itself is in `step.py`. Unusual: nothing is written
-before everything has been checked and the first step's samples are there; no random generator is
-drawn from, since order and sampling are functions of (seed, epoch) and (seed, stream).
+what of it a checkpoint must keep. What a run begins with is in `beginning.py`, a step in `step.py`,
+what it tells of itself in `logs.py`. Unusual: nothing is written before everything has been checked
+and the first step's samples are there; no random generator is drawn from, since order and sampling
+are functions of (seed, epoch) and (seed, stream).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fastmpi import checkpoint as checkpoints
-from fastmpi.config import FREE_ON_RESUME, TrainingConfig
+from fastmpi.config import TrainingConfig
 from fastmpi.data.cache import BoundedCache
-from fastmpi.files import model_written, write_whole
+from fastmpi.files import model_written
 from fastmpi.models.forest_model import ForestModel
 from fastmpi.stages.balancing import MeasuredBalance
-from fastmpi.stages.clock import MicrobatchClock
-from fastmpi.stages.features import FeatureCache
-from fastmpi.stages.fitting import StepMemory, step_memory
 from fastmpi.stages.launching import is_sharded_run, make_accelerator
 from fastmpi.stages.lifeline import lifeline
-from fastmpi.stages.optimizer import make_optimizer, trained_parameters
+from fastmpi.stages.logs import Logs
 from fastmpi.stages.profiling import StepProfiler, peak_gb, region
-from fastmpi.stages.rows import Row, Rows, check_length, policies_digest
+from fastmpi.stages.rows import Rows
 from fastmpi.stages.saving import (
     check_all_see,
     exported,
@@ -40,8 +37,7 @@ from fastmpi.stages.saving import (
     save_checkpoint,
     save_last,
 )
-from fastmpi.stages.sharding import Shards
-from fastmpi.stages.step import MAX_OUTLINE_BYTES, OptimizerStep, StepInput, TrainState
+from fastmpi.stages.step import MAX_OUTLINE_BYTES, StepInput, TrainState
 from fastmpi.tracking import RunningMeans, Tracker, check_report_to
 
 if TYPE_CHECKING:
@@ -63,7 +59,7 @@ class TrainResult:
     stopped: str | None = None
 
 
-class Trainer(OptimizerStep, ABC):
+class Trainer(Logs):
     """Common to the stages.
 
     model: a folder or hub name, or a loaded ForestModel (which is then trained in place).
@@ -74,10 +70,8 @@ class Trainer(OptimizerStep, ABC):
     evaluate: called as evaluate(model, step) at the same steps. Both log under "eval/".
     """
 
-    stage: ClassVar[str]
     config_class: ClassVar[type[TrainingConfig]]
     columns: ClassVar[tuple[str, ...]] = ("prompt",)
-    times_microbatches = False  # see `stages/clock.py`
 
     def __init__(
         self,
@@ -107,25 +101,16 @@ class Trainer(OptimizerStep, ABC):
         if processing_class is not None:  # what samples and what is saved must be the same one
             self.model.processor = processing_class
         self.processor = self.model.processor
-        self.shards: Shards | None = None
         self.outlines = BoundedCache(MAX_OUTLINE_BYTES)
         self.state = TrainState()
-        self._longest: tuple[Row, int, str] = ({"id": ""}, 0, "")  # what fits is known later
         self.means = RunningMeans()
-        self._tracker: Tracker | None = None
         self._profiler: StepProfiler | None = None
-        self._resumed_from: Path | None = None
         self._last_metrics: dict[str, float] = {}
         check_report_to(self.args.report_to)
         self.check()
         self.total_steps = self._total_steps()
 
     # ---- what a stage says ------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps that see each row once."""
 
     @abstractmethod
     def check(self) -> None:
@@ -252,114 +237,12 @@ class Trainer(OptimizerStep, ABC):
                 f"{self.args.output_dir}/checkpoint-{at}"
             )
 
-    # ---- beginning and end ------------------------------------------------------------------
-
-    def _load_model(self, path: str | Path) -> ForestModel:
-        return ForestModel.from_pretrained(
-            path,
-            dtype=getattr(torch, self.args.dtype),
-            # shards go to the device one layer at a time, which the whole model may not fit on
-            device="cpu" if self.is_sharded else self.accelerator.device,
-            attention_backend=self.args.attention_backend,
-            trust_remote_code=self.args.trust_remote_code,
-        )
+    # ---- length and end ---------------------------------------------------------------------
 
     def _total_steps(self) -> int:
         if self.args.max_steps > 0:
             return self.args.max_steps
         return max(1, math.ceil(self.args.num_train_epochs * self.steps_per_epoch))
-
-    def begin(self) -> None:
-        """Start state: what is trained, the optimiser, and who this run is. `train` calls it."""
-        if not self.is_sharded:
-            self.model.to(self.accelerator.device)
-        self.identity = {
-            "stage": self.stage,
-            "model": checkpoints.fingerprint(self.model.named_parameters()),
-            "rows": self.rows.digest,
-            "policies": policies_digest(self.policies),
-            "processes": self.accelerator.num_processes,
-            "samples_per_step": self.args.samples_per_step * self.accelerator.num_processes,
-            "steps_per_window": self.args.steps_per_window,
-            "config": {k: v for k, v in self._plain_config().items() if k not in FREE_ON_RESUME},
-        }
-        self.choose_trained()
-        if self.is_sharded:
-            self.shard()
-        self.parameters = trained_parameters(self.model)
-        self.optimizer = make_optimizer(self.parameters, self.args)
-        self.features = FeatureCache(self.model, self.precision)
-        if self.times_microbatches:
-            self.clock = MicrobatchClock(self.model, self.features, self.accelerator.device)
-
-    def choose_trained(self, device: torch.device | None = None) -> None:
-        """Which parameters train, and what then fits into memory; called with the stage's starting
-        weights in place. device: the one to fit where a setting asks for it, by default the run's
-        own; one that is given asks too."""
-        args = self.args
-        if args.use_peft:
-            torch.manual_seed(args.seed)  # a new adapter's weights
-            self.model.add_lora(args.lora_r, args.lora_alpha, args.lora_target_modules)
-        else:
-            self.model.set_trainable(args.freeze_vision, args.freeze_merger, args.freeze_llm)
-        on = args.gradient_checkpointing
-        if device is not None or "auto" in (on, args.max_tokens_per_microbatch):
-            self.memory = self._step_memory(device or self.accelerator.device)
-        self.checkpoints_layers = bool(on) if self.memory is None else self.memory.checkpointing
-        if self.checkpoints_layers:
-            self.model.gradient_checkpointing()
-        if self.memory is not None and args.max_tokens_per_microbatch == "auto":
-            row, length, what = self._longest
-            check_length(row, length, self.memory.longest, what, "memory_budget_gib has room for ")
-
-    def _step_memory(self, device: torch.device) -> StepMemory:
-        """Only where it is asked for: the formulas know the text towers of the known families."""
-        shards = self.accelerator.num_processes if self.is_sharded else 1
-        kept = self.keeps_start
-        return step_memory(self.args, self.model, device, reference=kept, shards=shards)
-
-    @property
-    def keeps_start(self) -> bool:
-        """Whether the starting weights are kept beside those that train."""
-        return False
-
-    def check_fits(self, row: Row, length: int, what: str = "sample") -> None:
-        """ValueError if the row does not fit into a forward pass; where memory says how long that
-        is, the longest is looked at when it is known what trains."""
-        budget = self.args.max_tokens_per_microbatch
-        if budget != "auto":
-            check_length(row, length, budget, what)
-        elif length > self._longest[1]:
-            self._longest = row, length, what
-
-    def shard(self) -> None:
-        """Leaves this process its part of the model; called after `choose_trained`."""
-        dtype = torch.bfloat16 if self.args.bf16 else None
-        self.shards = Shards(self.model, self.accelerator.device, dtype)
-
-    @property
-    def tracker(self) -> Tracker:
-        """Made when the first step's samples are ready, since it is the first thing to write."""
-        if self._tracker is None:
-            self._tracker = self._make_tracker()
-        return self._tracker
-
-    def _make_tracker(self) -> Tracker:
-        tracker = Tracker(
-            self.args.output_dir,
-            name=self.stage,
-            total_steps=self.total_steps,
-            start_step=self.state.global_step,
-            report_to=self.args.report_to,
-            config=self._plain_config(),
-            show_progress=not self.args.disable_tqdm,
-            is_main=self.accelerator.is_main_process,
-        )
-        if self.accelerator.is_main_process:
-            write_whole(Path(self.args.output_dir) / "config.yaml", self.args.to_yaml())
-        if self._resumed_from is not None:
-            tracker.message(f"{self.stage} resumes from {self._resumed_from}")
-        return tracker
 
     def _finish(self) -> TrainResult:
         """Save what is left to save: a last checkpoint, then the merged model."""
@@ -386,26 +269,6 @@ class Trainer(OptimizerStep, ABC):
             metrics, Path(self.args.output_dir), self.state.global_step, self.state.stopped
         )
 
-    def _log(self, tracker: Tracker, step: StepInput) -> None:
-        at = self.state.global_step
-        if at % self.args.logging_steps and at != self.total_steps:
-            return
-        self._write_log(tracker)
-        if step.completions is not None:
-            tracker.write_completions(at, step.completions())
-
-    def _write_log(self, tracker: Tracker) -> None:
-        """The means since the last log, and where the run is."""
-        totals = {
-            "epoch": self.state.global_step / self.steps_per_epoch,
-            "num_tokens": float(self.state.num_tokens),
-            "cpu_seconds": self.state.cpu_seconds,
-            "skipped_steps": float(self.state.skipped_steps),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-        }
-        self._last_metrics = {**self.means.take(), **totals}
-        tracker.log(self.state.global_step, self._last_metrics)
-
     def _evaluate(self, tracker: Tracker) -> None:
         at = self.state.global_step
         if not self.args.eval_steps or (at % self.args.eval_steps and at != self.total_steps):
@@ -428,10 +291,3 @@ class Trainer(OptimizerStep, ABC):
         due = self.state.global_step % self.args.save_steps == 0
         if self.args.save_strategy == "steps" and due:
             save_checkpoint(self)
-
-    def _plain_config(self) -> dict[str, Any]:
-        """The settings as JSON would give them back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in self.args.to_dict().items()
-        }

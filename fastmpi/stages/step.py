@@ -6,10 +6,9 @@ the gradients of micro-batches, accumulation steps and processes simply add up.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,12 +25,11 @@ from fastmpi.models.cost import token_costs
 from fastmpi.stages.features import FeatureCache
 from fastmpi.stages.objectives import HeadOptions, Objective
 from fastmpi.stages.optimizer import learning_rate
+from fastmpi.stages.processes import Processes
 from fastmpi.stages.profiling import region
 from fastmpi.stages.sharding import Shards, Weights, clip_grad_norm, is_sharded
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from fastmpi.data.processor import Processor
     from fastmpi.models.forest_model import ForestModel
     from fastmpi.stages.balancing import MeasuredBalance
@@ -67,17 +65,16 @@ class TrainState:
     skipped_in_row: int = 0  # of these, those since the last step that was taken
 
 
-class OptimizerStep:
+class OptimizerStep(Processes):
     """Takes steps with the model and optimiser that a Trainer, which inherits this, has set up."""
 
     args: TrainingConfig
-    accelerator: Accelerator
     model: ForestModel
     processor: Processor
     parameters: dict[str, torch.nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
     features: FeatureCache
-    shards: Shards | None  # where each process holds a part of the parameters
+    shards: Shards | None = None  # where each process holds a part of the parameters
     memory: StepMemory | None = None  # where a setting asks what fits
     balance: MeasuredBalance | None = None  # over processes, where it is not by tokens
     clock: MicrobatchClock | None = None  # where micro-batches are timed
@@ -269,45 +266,6 @@ class OptimizerStep:
         """Mixed precision, if asked for."""
         device_type = self.accelerator.device.type
         return torch.autocast(device_type, torch.bfloat16, enabled=self.args.bf16)
-
-    def reduce(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Each value added over all processes."""
-        if self.accelerator.num_processes == 1:
-            return dict(sums)
-        values = torch.tensor(list(sums.values()), dtype=torch.float64)
-        total = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return dict(zip(sums, total.tolist(), strict=True))
-
-    def gather(self, values: Tensor) -> Tensor:
-        """(n, ...) values of all processes, in the order of their ranks; n may differ."""
-        if self.accelerator.num_processes == 1:
-            return values
-        from torch.distributed import all_gather
-
-        device, size = self.accelerator.device, self.accelerator.num_processes
-        lengths = torch.zeros(size, dtype=torch.int64, device=device)
-        lengths[self.accelerator.process_index] = len(values)
-        counts = self.accelerator.reduce(lengths, "sum").tolist()
-        if not max(counts):
-            return values.cpu()
-        padded = values.new_zeros(max(counts), *values.shape[1:], device=device)
-        padded[: len(values)] = values.to(device)
-        flags = padded.dtype == torch.bool
-        padded = padded.byte() if flags else padded
-        found = [torch.empty_like(padded) for _ in counts]
-        all_gather(found, padded)
-        whole = torch.cat([part[:n] for part, n in zip(found, counts, strict=True)]).cpu()
-        return whole.bool() if flags else whole
-
-    def gather_json(self, value: Any) -> list[Any]:
-        """JSON values of all processes; what is not JSON becomes text."""
-        if self.accelerator.num_processes == 1:
-            return [value]
-        text = json.dumps(value, default=str).encode()
-        whole = self.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        sizes = self.gather(torch.tensor([len(text)])).tolist()
-        parts = whole.split(sizes)
-        return [json.loads(bytes(part.tolist())) for part in parts]
 
 
 def outline_bytes(outline: Prompt) -> int:
