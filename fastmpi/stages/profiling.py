@@ -26,9 +26,12 @@ def region(name: str) -> record_function:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all that `device` was given is done."""
+    """Seconds, when all that this thread gave `device` is done.
+
+    Not the whole device: that would wait for what another thread samples, and end its capture of a
+    graph with an error."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     return time.perf_counter()
 
 

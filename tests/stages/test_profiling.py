@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from fastmpi.stages.profiling import now
 
 NAMES = {
     "cpt": {"next step", "forward", "backward", "optimizer"},
@@ -40,3 +43,13 @@ def test_a_run_of_fewer_steps(world) -> None:
 def test_nothing_is_written_without_it(world) -> None:
     folder = world.trainer("cpt", max_steps=4).train().output_dir
     assert not (folder / "profile").exists()
+
+
+def test_a_clock_waits_for_its_own_stream_alone(monkeypatch) -> None:
+    """Another thread may be capturing a graph, which no wait for the whole device survives."""
+    waited: list[torch.device] = []
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda d: waited.append(d) or stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("the whole device"))
+    device = torch.device("cuda", 0)
+    assert now(device) <= now(device) and waited == [device, device]
