@@ -114,6 +114,48 @@ def _best_fit(pieces: list[Piece], path: int, max_tokens: int) -> list[Piece]:
     return bins
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """The packed samples of `plan_ranks`, some of which are asked about."""
+
+    ids: Int64
+    image_slots: Int32
+    offsets: Int64
+    share: bool
+
+    def where(self, chosen: Sequence[int]) -> Int64:
+        """The tokens of these samples."""
+        ranges = [np.arange(self.offsets[s], self.offsets[s + 1]) for s in chosen]
+        return np.concatenate([np.zeros(0, np.int64), *ranges])
+
+    def select(self, chosen: Sequence[int]) -> tuple[Int64, Int32, Int64]:
+        tokens, lengths = self.where(chosen), np.diff(self.offsets)[list(chosen)]
+        return self.ids[tokens], self.image_slots[tokens], np.cumsum([0, *lengths])
+
+    def merged(self, chosen: Sequence[int]) -> int:
+        """Their tokens after merging."""
+        return len(build_forest(*self.select(chosen), share=self.share).tokens)
+
+    def cost(self, chosen: Sequence[int], costs: Int64 | None) -> int:
+        """What their merged tokens cost, each its first copy; as many as they are without costs."""
+        if costs is None:
+            return self.merged(chosen)
+        forest = build_forest(*self.select(chosen), share=self.share)
+        _, first = np.unique(forest.flat_index, return_index=True)
+        return int(costs[self.where(chosen)[first]].sum())
+
+
+def _spread(
+    units: list[list[int]], num_bins: int, size: Callable[[Sequence[int]], int]
+) -> list[list[list[int]]]:
+    """Each unit in turn, the largest first, into the bin that is smallest with it."""
+    bins: list[list[list[int]]] = [[] for _ in range(num_bins)]
+    for unit in sorted(units, key=lambda unit: (-size(unit), min(unit))):
+        after = [size([s for other in [*bin_, unit] for s in other]) for bin_ in bins]
+        bins[int(np.argmin(after))].append(unit)
+    return bins
+
+
 def plan_ranks(
     ids: Int64,  # (N,)
     image_slots: Int32,  # (N,)
@@ -132,44 +174,21 @@ def plan_ranks(
     micro-batches as every rank needs. A group that alone exceeds `max_tokens` is cut by
     `plan_microbatches`.
     """
-
-    def select(samples: Sequence[int]) -> tuple[Int64, Int32, Int64]:
-        where = [np.arange(offsets[s], offsets[s + 1]) for s in samples]
-        tokens = np.concatenate([np.zeros(0, np.int64), *where])
-        ends = np.cumsum([0, *map(len, where)])
-        return ids[tokens], image_slots[tokens], ends
-
-    def merged(samples: Sequence[int]) -> int:
-        return len(build_forest(*select(samples), share=share).tokens)
-
-    def cost(samples: Sequence[int]) -> int:
-        if costs is None:
-            return merged(samples)
-        forest = build_forest(*select(samples), share=share)
-        where = [np.arange(offsets[s], offsets[s + 1]) for s in samples]
-        _, first = np.unique(forest.flat_index, return_index=True)
-        return int(costs[np.concatenate([np.zeros(0, np.int64), *where])[first]].sum())
-
-    def spread(
-        units: list[list[int]], num_bins: int, size: Callable[[Sequence[int]], int] = merged
-    ) -> list[list[list[int]]]:
-        bins: list[list[list[int]]] = [[] for _ in range(num_bins)]
-        for unit in sorted(units, key=lambda unit: (-size(unit), min(unit))):
-            after = [size([s for other in [*bin_, unit] for s in other]) for bin_ in bins]
-            bins[int(np.argmin(after))].append(unit)
-        return bins
-
+    samples = _Samples(ids, image_slots, offsets, share)
     whole = [np.flatnonzero(groups == group).tolist() for group in dict.fromkeys(groups.tolist())]
     ranks = []
-    for on_rank in spread(whole, num_ranks, cost):
+    for on_rank in _spread(whole, num_ranks, lambda group: samples.cost(group, costs)):
         plans = [
-            (group, plan_microbatches(*select(group), max_tokens, share=share)) for group in on_rank
+            (group, plan_microbatches(*samples.select(group), max_tokens, share=share))
+            for group in on_rank
         ]
         ranks.append([[group[i] for i in bin_] for group, plan in plans for bin_ in plan])
     count = int(len(groups) > 0)
     while True:
-        cuts = [[sum(units_, []) for units_ in spread(units, count)] for units in ranks]
-        if all(merged(bin_) <= max_tokens for bins in cuts for bin_ in bins):
+        cuts = [
+            [sum(bin_, []) for bin_ in _spread(units, count, samples.merged)] for units in ranks
+        ]
+        if all(samples.merged(bin_) <= max_tokens for bins in cuts for bin_ in bins):
             return [[np.sort(np.array(bin_, np.int64)) for bin_ in bins] for bins in cuts]
         count += 1
 
