@@ -112,9 +112,20 @@ def _tokens(found: StageEstimate) -> list[tuple[str, str]]:
 
 
 def _memory(found: StageEstimate) -> list[tuple[str, str]]:
+    sizes = {**_update_bytes(found), **_rollout_bytes(found)}
+    sizes["peak of the update"] = found.update.peak + found.features
+    sizes["peak"] = found.peak
+    way = "on" if found.checkpointing else "off"
+    return [
+        *((name, _bytes(size)) for name, size in sizes.items()),
+        ("(gradient checkpointing of this stage)", way),
+    ]
+
+
+def _update_bytes(found: StageEstimate) -> dict[str, int]:
     update, other = found.update, found.other
     with_, without = (update, other) if found.checkpointing else (other, update)
-    sizes = {
+    return {
         "weights": update.weights,
         "frozen reference": update.reference,
         "gradients": update.gradients,
@@ -124,22 +135,20 @@ def _memory(found: StageEstimate) -> list[tuple[str, str]]:
         "activations, gradient checkpointing": with_.activations + with_.working,
         "head and logits chunk": update.head,
     }
+
+
+def _rollout_bytes(found: StageEstimate) -> dict[str, int]:
+    sizes = {}
     if found.rollout is not None:
         memory = found.rollout.memory
-        sizes |= {
+        sizes = {
             "keys and values of a rollout": memory.shared,
             "the same without sharing": memory.unshared,
             "peak of the rollout": found.rollout_peak,
         }
     if found.copy is not None:
         sizes["copy that samples meanwhile"] = found.copy
-    sizes["peak of the update"] = update.peak + found.features
-    sizes["peak"] = found.peak
-    way = "on" if found.checkpointing else "off"
-    return [
-        *((name, _bytes(size)) for name, size in sizes.items()),
-        ("(gradient checkpointing of this stage)", way),
-    ]
+    return sizes
 
 
 def _time(found: StageEstimate, time: StepTime | None) -> list[tuple[str, str]]:
