@@ -60,6 +60,14 @@ def straight_and_killed(world: Any, stage: str, killed_at: int, **settings: Any)
     return resumed.output_dir, straight.output_dir
 
 
+AUTO = {
+    "gradient_checkpointing": "auto",
+    "max_tokens_per_microbatch": "auto",
+    "memory_budget_gib": 0.0045,
+}
+BESIDE = {"async_generate": True, "beta": 0.1, "learning_rate": 1e-2, "steps_per_generation": 2}
+
+
 @pytest.mark.parametrize(
     ("stage", "killed_at", "settings"),
     [
@@ -69,6 +77,10 @@ def straight_and_killed(world: Any, stage: str, killed_at: int, **settings: Any)
         # in the middle of a window of four steps, two passes over two
         ("rl", 4, {"max_steps": 6, "steps_per_generation": 4, "num_iterations": 2, "beta": 0.1}),
         ("rl", 4, {"max_steps": 5, "use_peft": True, "beta": 0.1, "learning_rate": 1e-2}),
+        # cut by memory, processes by seconds, of which there is only one
+        ("cpt", 4, {"max_steps": 6, "balance_by": "seconds", **AUTO}),
+        # all at once: beside the update, twice over a window, an adapter that goes on and off
+        ("rl", 4, {"max_steps": 6, "num_iterations": 2, "use_peft": True, **BESIDE, **AUTO}),
     ],
 )
 def test_bit_exact(world, stage: str, killed_at: int, settings: dict) -> None:
