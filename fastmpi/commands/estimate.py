@@ -68,7 +68,8 @@ def _estimate(recipe: Any, values: dict[str, Any]) -> None:
         "trust_remote_code": values.get("trust_remote_code", False),
     }
     with tempfile.TemporaryDirectory() as folder:
-        data = recipe_data(recipe, Path(folder))
+        trust = options["trust_remote_code"]
+        data = recipe_data(recipe, Path(folder), trust_remote_code=trust)
         for plan in recipe.stages():
             found = estimate_stage(plan, model, data, device=values.get("device"), **options)
             time = None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastmpi.config import TrainingConfig
 from fastmpi.data.rows import read_rows
 from fastmpi.files import ASIDE, make_folder, write_whole
+from fastmpi.models.refuse import supported_config
 from fastmpi.policies.generate import generate
 from fastmpi.policies.policy import PolicySet
 from fastmpi.recipe import FILES, OVERRIDE, Recipe, StagePlan, load_recipe
@@ -54,14 +55,19 @@ class RunResult:
     suites: Mapping[str, SuiteSummary]
 
 
-def prepare_data(recipe: Recipe, *, overwrite: bool = False) -> DataFiles:
-    """The recipe's files, generated into `output_dir/data` where the recipe says so."""
+def prepare_data(
+    recipe: Recipe, *, overwrite: bool = False, trust_remote_code: bool = False
+) -> DataFiles:
+    """The recipe's files, generated into `output_dir/data` where the recipe says so: minutes, so a
+    model that cannot train is told before."""
     config = recipe.generated_data()
     if config is None:
         return DataFiles(recipe.policies, *(recipe.data.get(n) for n in (*FILES, *OVERRIDE)))
     folder = Path(config.output_dir)
     with _only_main() as is_main:
         if is_main and (overwrite or not (folder / "meta.json").exists()):
+            model = resolve_model(recipe.model)
+            supported_config(model, trust_remote_code=trust_remote_code)
             _clear(folder, "meta.json")
             generate(config)
     wanted = json.loads(json.dumps(config.to_dict()))
@@ -217,7 +223,7 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     state = join_processes(_patience(recipe))
-    data = prepare_data(recipe, overwrite=overwrite)
+    data = prepare_data(recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
     start = StageStart(resolve_model(recipe.model), recipe.model)
     check_inputs(recipe, recipe.stages(), data, trust_recipe_code)
     _check_folders(recipe, start, data, overwrite)

@@ -41,7 +41,7 @@ def compare(
     Returns what stands on the page."""
     comparison = comparison_of(recipe)  # every setting is checked before anything is written
     began = time.perf_counter()
-    data = prepare_data(recipe, overwrite=overwrite)
+    data = prepare_data(recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
     check_inputs(recipe, plans_of(recipe, comparison), data, trust_recipe_code)
     output = save_recipe(recipe)
     seconds = {"data": time.perf_counter() - began}

@@ -281,9 +281,10 @@ class _Estimator:
             yield "the formulas of the CUDA kernels were not measured"
 
 
-def recipe_data(recipe: Recipe, folder: Path) -> DataFiles:
+def recipe_data(recipe: Recipe, folder: Path, *, trust_remote_code: bool = False) -> DataFiles:
     """The recipe's data: what its run has made already, else made in `folder` for the estimate."""
     made = Path(recipe.output_dir) / "data" / "meta.json"
     if recipe.generated_data() is None or made.exists():
-        return prepare_data(recipe)
-    return prepare_data(replace(recipe, output_dir=str(folder)))
+        return prepare_data(recipe, trust_remote_code=trust_remote_code)
+    made_anew = replace(recipe, output_dir=str(folder))
+    return prepare_data(made_anew, trust_remote_code=trust_remote_code)

@@ -177,7 +177,8 @@ def test_folders_of_others_are_never_removed(trained, tmp_path, files, overwrite
     (tmp_path / "run" / "data").mkdir()
     (tmp_path / "run" / "data" / "mine.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="data is there already"):
-        run_recipe(recipe(tmp_path, generated, policies=None, sft={}), overwrite=overwrite)
+        changes = {"policies": None, "sft": {}, "model": "tiny"}
+        run_recipe(recipe(tmp_path, generated, **changes), overwrite=overwrite)
     assert mine.exists() and (tmp_path / "run" / "data" / "mine.jsonl").exists()
 
 
@@ -206,16 +207,25 @@ def test_killed_while_a_stage_is_removed(trained, tmp_path, files, monkeypatch):
 
 def test_generated_data_are_kept_and_checked(tmp_path):
     settings = {"world": "tiny", "num_policies": 2, "num_train": 8, "num_test": 4}
-    made = prepare_data(recipe(tmp_path, {"clevr_policy": settings}, policies=None))
+    changes = {"policies": None, "model": "tiny"}
+    made = prepare_data(recipe(tmp_path, {"clevr_policy": settings}, **changes))
     before = Path(made.test).stat().st_mtime_ns
-    assert prepare_data(recipe(tmp_path, {"clevr_policy": settings}, policies=None)) == made
+    assert prepare_data(recipe(tmp_path, {"clevr_policy": settings}, **changes)) == made
     assert Path(made.test).stat().st_mtime_ns == before
-    other = recipe(tmp_path, {"clevr_policy": {**settings, "depth": 3}}, policies=None)
+    other = recipe(tmp_path, {"clevr_policy": {**settings, "depth": 3}}, **changes)
     with pytest.raises(ValueError, match="run/data was made with depth 2, not 3; choose another"):
         prepare_data(other)
     prepare_data(other, overwrite=True)
     meta = json.loads((tmp_path / "run" / "data" / "meta.json").read_text())
     assert meta["settings"]["depth"] == 3
+
+
+def test_a_model_that_is_not_there_is_told_before_data_are_made(tmp_path):
+    settings = {"world": "tiny", "num_policies": 2, "num_train": 8, "num_test": 4}
+    mistyped = recipe(tmp_path, {"clevr_policy": settings}, policies=None, model="no/such/model")
+    with pytest.raises(ValueError, match="no model folder 'no/such/model'"):
+        run_recipe(mistyped)
+    assert not (tmp_path / "run").exists()
 
 
 def test_reward_code_needs_trust(tmp_path, monkeypatch):
