@@ -40,6 +40,7 @@ from fastmpi.rollout.pool import token_bytes
 from fastmpi.rollout.sampling import SamplingParams
 
 G = 16
+RUNS = {"cuda": 3, "cpu": 5}  # of up to a minute
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ def cases(device: torch.device, small: bool) -> list[Case]:
 
 
 def small_shapes() -> list[Shape]:
-    """With a policy and without, with a picture and without."""
-    return [_small(0, 64), _small(512, 64), _small(512, 0)]
+    """With a policy and without, with a picture and without, and a policy of full length."""
+    return [_small(0, 64), _small(512, 64), _small(512, 0), _small(4096, 64, prompts=2)]
 
 
-def _small(policy: int, image: int) -> Shape:
-    name = f"small policy={policy} prompt={image + 36} x3 G={G} R=16{'' if image else ' text'}"
-    return Shape(name, SMALL_TEXT, SMALL_VISION, torch.float32, 3, policy, image, 36, 16, True)
+def _small(policy: int, image: int, prompts: int = 3) -> Shape:
+    kind = "" if image else " text"
+    name = f"small policy={policy} prompt={image + 36} x{prompts} G={G} R=16{kind}"
+    sizes = (SMALL_TEXT, SMALL_VISION, torch.float32, prompts, policy, image, 36, 16, True)
+    return Shape(name, *sizes)
 
 
 def _large() -> list[Shape]:

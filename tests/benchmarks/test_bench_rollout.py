@@ -46,6 +46,6 @@ def test_what_cannot_run_says_why() -> None:
 
 def test_cases_are_listed_without_work() -> None:
     names = [case.name for case in cases(torch.device("cpu"), True)]
-    assert len(set(names)) == 3 and all("G=16" in name for name in names)
+    assert len(set(names)) == 4 and all("G=16" in name for name in names)
     large = cases(torch.device("cuda"), False)
     assert "policy=4096 prompt=1152" in large[1].name
