@@ -76,10 +76,8 @@ LINES_SHOWN=40
 # All but those whose description says that they are about the CPU.
 benches='from fastmpi.bench import BENCHES as b; print(*(n for n in b if not b[n].endswith("CPU")))'
 for bench in ${BENCHES-$("$python" -c "$benches")}; do
-  runs=${RUNS:-}
-  case $bench in rollout | step) runs=${RUNS:-3} ;; esac # of up to a minute each
   step "bench-$bench" 600 "$python" -m fastmpi bench "$bench" --json "$folder/$bench.json" \
-    ${runs:+--runs "$runs"}
+    ${RUNS:+--runs "$RUNS"}
 done
 
 if [ ${#failed[@]} -gt 0 ]; then
